@@ -1,0 +1,28 @@
+"""One thread, and golden pairs from tests/golden or from another folder of the same form."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--golden", metavar="DIR", type=Path, help="read golden pairs from DIR/PART/*.json")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # A part's own tests run with that part alone installed: the kernels have no core beside them.
+    if importlib.util.find_spec("torch"):
+        import torch
+
+        torch.set_num_threads(1)
+    if importlib.util.find_spec("recurra") and importlib.util.find_spec("recurra.core"):
+        from recurra.core.testing import use_golden
+
+        given = config.getoption("--golden")
+        if given is None:
+            use_golden(Path(__file__).parent / "golden", own=True)
+        elif not given.is_dir():
+            raise pytest.UsageError(f"--golden {given}: no such folder")
+        else:
+            use_golden(given)
