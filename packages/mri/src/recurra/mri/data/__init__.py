@@ -1,0 +1,1 @@
+"""Data sets and file formats of raw MRI: one file a format."""
