@@ -56,7 +56,7 @@ def test_unreadable_tolerance_is_refused(stated: object) -> None:
 
 
 def test_golden_files_by_name_or_reference(pair: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(golden_files.__globals__, "_root", {"folder": pair.parent.parent, "own": True})
+    monkeypatch.setattr("recurra.core.testing._root", {"folder": pair.parent.parent, "own": True})
     assert golden_files("core", "other|pa*") == [pair]
     assert golden_files("core", "other", reference="a/b Cell") == [pair]
     with pytest.raises(ValueError, match="no golden pair matches 'other'"):
@@ -64,7 +64,7 @@ def test_golden_files_by_name_or_reference(pair: Path, monkeypatch: pytest.Monke
 
 
 def test_foreign_golden_folder_may_lack_a_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(golden_files.__globals__, "_root", {"folder": tmp_path, "own": False})
+    monkeypatch.setattr("recurra.core.testing._root", {"folder": tmp_path, "own": False})
     assert golden_files("core", "*") == []
 
 
