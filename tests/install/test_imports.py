@@ -1,0 +1,43 @@
+"""What must be quick to start is, and imports no torch."""
+
+import subprocess
+import sys
+import time
+
+import pytest
+
+
+@pytest.mark.parametrize("module", ["recurra.core", "recurra.core.cli", "recurra.mri", "recurra.mri.cli"])
+def test_import_needs_no_torch(module: str) -> None:
+    heavy = "{'torch', 'lightning', 'monai', 'matplotlib', 'h5py'}"
+    code = f"import sys, {module}; print(sorted({heavy} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
+def test_import_of_kernels_needs_nothing_but_torch() -> None:
+    heavy = "{'recurra.core', 'lightning', 'numba', 'triton', 'jaxtyping'}"
+    code = f"import sys, recurra.kernels; print(sorted({heavy} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
+@pytest.mark.parametrize("module", ["recurra.kernels", "recurra.core", "recurra.mri"])
+def test_public_names_resolve(module: str) -> None:
+    code = f"import {module} as m; assert m.__all__; [getattr(m, name) for name in m.__all__]"
+    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True)
+
+
+@pytest.mark.parametrize("arguments", [[], ["train"], ["reconstruct"], ["evaluate"]])
+def test_help_is_quick(arguments: list[str]) -> None:
+    seconds = []
+    for _ in range(5):  # the best of several: other processes share the machine
+        start = time.perf_counter()
+        done = subprocess.run(
+            [sys.executable, "-m", "recurra.mri", *arguments, "--help"], capture_output=True, text=True, check=True
+        )
+        seconds.append(time.perf_counter() - start)
+        if seconds[-1] < 0.5:
+            break
+    assert "Usage" in done.stdout
+    assert min(seconds) < 0.5, seconds

@@ -1,0 +1,68 @@
+"""Every documented way to install ends in the same set of parts, each importable and complete."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+CHECK = """
+import importlib, importlib.metadata as metadata, importlib.resources as resources, json
+names = sorted(d.name for d in metadata.distributions() if d.name == "recurra" or d.name.startswith("recurra-"))
+paths = {part: next(iter(importlib.import_module(f"recurra.{part}").__path__)) for part in ("kernels", "core", "mri")}
+version = importlib.import_module("recurra.mri").__version__
+folder = resources.files("recurra.mri") / "recipes"
+recipes = [len(path.read_bytes()) for path in folder.iterdir() if path.name.endswith(".yaml")]
+print(json.dumps({"names": names, "paths": paths, "version": version, "recipes": recipes}))
+"""
+MRI = ["recurra-core", "recurra-kernels", "recurra-mri"]
+
+
+def installed(environment) -> dict[str, object]:
+    found = json.loads(environment.run("python", "-c", CHECK))
+    assert found["version"] == "0.1.0"
+    assert len(found["recipes"]) >= 5
+    assert min(found["recipes"]) > 0
+    assert "reconstruct" in environment.run("recurra-mri", "--help")
+    return found
+
+
+def test_from_the_root(environment, tree: Path) -> None:
+    environment.install(".[mri]", cwd=tree)
+    found = installed(environment)
+    assert found["names"] == ["recurra", *MRI]
+    assert all(path.startswith(str(environment.folder)) for path in found["paths"].values())
+
+
+def test_from_git(environment, tree: Path) -> None:
+    environment.install(f"recurra[mri] @ git+file://localhost{tree}")
+    assert installed(environment)["names"] == ["recurra", *MRI]
+
+
+def test_part_by_part(environment, tree: Path) -> None:
+    environment.install("./kernels", "./packages/core", "./packages/mri", cwd=tree)
+    assert installed(environment)["names"] == MRI
+
+
+def test_from_wheels(environment, wheels: Path) -> None:
+    environment.install("--find-links", wheels, "recurra-mri")
+    assert installed(environment)["names"] == MRI
+
+
+def test_for_development(environment) -> None:
+    environment.install("-r", "requirements-dev.txt")
+    found = installed(environment)
+    assert found["names"] == MRI
+    assert all(path.startswith(str(ROOT)) for path in found["paths"].values())
+
+
+def test_kernels_alone(environment) -> None:
+    environment.install("./kernels")
+    code = "import recurra.kernels; print(recurra.kernels.__version__)"
+    assert environment.run("python", "-c", code) == "0.1.0\n"
+
+
+def test_mri_alone_cannot_find_core(environment) -> None:
+    with pytest.raises(AssertionError, match="recurra-core"):
+        environment.install("./packages/mri")
+    assert "alone cannot find" in (ROOT / "packages/mri/README.md").read_text(encoding="utf-8")

@@ -1,0 +1,38 @@
+"""Every part's wheel holds every file of its source, and opens them."""
+
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PARTS = {"kernels": "kernels", "core": "packages/core", "mri": "packages/mri"}
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_wheel_holds_the_whole_source(part: str, wheels: Path) -> None:
+    source = ROOT / PARTS[part] / "src"
+    files = {p.relative_to(source).as_posix() for p in source.glob("**/*") if p.is_file() and p.suffix != ".pyc"}
+    with zipfile.ZipFile(next(wheels.glob(f"recurra_{part}-*.whl"))) as wheel:
+        packed = {name for name in wheel.namelist() if ".dist-info/" not in name}
+        assert packed == files
+        assert f"recurra/{part}/py.typed" in packed
+        assert all(wheel.read(name) == (source / name).read_bytes() for name in files)
+
+
+def test_wheel_of_mri_holds_recipes(wheels: Path) -> None:
+    with zipfile.ZipFile(next(wheels.glob("recurra_mri-*.whl"))) as wheel:
+        recipes = [
+            name for name in wheel.namelist() if name.startswith("recurra/mri/recipes/") and name.endswith(".yaml")
+        ]
+    assert len(recipes) >= 5
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_wheel_carries_version_and_licence(part: str, wheels: Path) -> None:
+    project = tomllib.loads((ROOT / PARTS[part] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    with zipfile.ZipFile(next(wheels.glob(f"recurra_{part}-{project['version']}-py3-none-any.whl"))) as wheel:
+        metadata = wheel.read(f"recurra_{part}-{project['version']}.dist-info/METADATA").decode()
+    assert f"\nVersion: {project['version']}\n" in metadata
+    assert "\nLicense-Expression: Apache-2.0\n" in metadata
