@@ -161,7 +161,7 @@ def test_accumulated_crops_to_the_target() -> None:
     prediction, target = images(shape=(2, 20, 19))
     value = accumulated(L2(), [(1.0, prediction)], target[:, 2:18, 3:17])
     assert_close(value, L2()(prediction[:, 2:18, 2:16], target[:, 2:18, 3:17]))
-    with pytest.raises(ValueError, match="estimate has 20 x 19 pixels; expected at least the target's 21 x 19"):
+    with pytest.raises(ValueError, match="cannot crop an image of 20 x 19 to 21 x 19"):
         accumulated(L2(), [(1.0, prediction)], torch.ones(2, 21, 19))
 
 

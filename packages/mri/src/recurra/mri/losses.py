@@ -15,6 +15,7 @@ from typing import Literal
 
 import torch
 from jaxtyping import Complex, Float
+from recurra.mri.operators import center_crop
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -253,8 +254,8 @@ def accumulated(loss: ImageLoss, estimates: Sequence[tuple[float, Tensor]], targ
     """
     if not estimates:
         raise ValueError("estimates is empty; expected at least one (weight, estimate) pair")
-    height, width = target.shape[-2:]
-    terms = [weight * loss(_cropped(estimate, height, width), target) for weight, estimate in estimates]
+    size = (target.shape[-2], target.shape[-1])
+    terms = [weight * loss(center_crop(estimate, size), target) for weight, estimate in estimates]
     return torch.stack(terms).sum()
 
 
@@ -282,11 +283,3 @@ def ssim_map(
     similar: Tensor = (2 * mean_x * mean_y + c1) * (2 * covariance + c2)
     possible: Tensor = (mean_x**2 + mean_y**2 + c1) * (variance_x + variance_y + c2)
     return similar / possible
-
-
-def _cropped(image: Tensor, height: int, width: int) -> Tensor:
-    rows, columns = image.shape[-2:]
-    if rows < height or columns < width:
-        raise ValueError(f"estimate has {rows} x {columns} pixels; expected at least the target's {height} x {width}")
-    top, left = (rows - height) // 2, (columns - width) // 2
-    return image[..., top : top + height, left : left + width]
