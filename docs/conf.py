@@ -1,0 +1,25 @@
+from importlib.metadata import version as installed_version
+
+project = "Recurra"
+author = "The Recurra authors"
+copyright = "2026, the Recurra authors"
+version = release = installed_version("recurra-mri")
+
+extensions = ["myst_parser", "sphinx_gallery.gen_gallery", "sphinx.ext.mathjax"]
+exclude_patterns = ["_build", "gallery/*.rst", "gallery/auto/*.ipynb", "gallery/auto/*.py*", "sg_execution_times.rst"]
+myst_enable_extensions = ["amsmath", "dollarmath"]
+myst_heading_anchors = 3
+
+html_theme = "pydata_sphinx_theme"
+html_title = f"Recurra {release}"
+html_theme_options = {"show_prev_next": True, "navigation_with_keys": False}
+html_show_sourcelink = False
+
+sphinx_gallery_conf = {
+    "examples_dirs": "gallery",
+    "gallery_dirs": "gallery/auto",
+    "abort_on_example_error": True,
+    "download_all_examples": False,
+    "show_memory": False,
+    "write_computation_times": False,
+}
