@@ -3,9 +3,10 @@ from typing import Any, cast
 
 import pytest
 import torch
+from torch import Tensor, nn
+
 from recurra.core.nn import Conv2dGRU, ConvGRUCell, ConvIndRNNCell, ConvMGUCell, NormConv2dGRU
 from recurra.core.testing import Golden, assert_close, golden, golden_files
-from torch import Tensor, nn
 
 CELLS: dict[str, Any] = {"ConvGRUCell": ConvGRUCell, "ConvMGUCell": ConvMGUCell, "IndRNNCell": ConvIndRNNCell}
 GATES = {ConvGRUCell: 3, ConvMGUCell: 2, ConvIndRNNCell: 1}

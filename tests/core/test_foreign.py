@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from recurra.core.foreign import read_container, read_foreign
 from torch import Tensor, nn
+
+from recurra.core.foreign import read_container, read_foreign
 
 MARK = "was-here"
 

@@ -4,8 +4,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from recurra.core.testing import Golden, Tolerance, assert_close, golden, golden_files, poison_empty
 from safetensors.torch import save_file
+
+from recurra.core.testing import Golden, Tolerance, assert_close, golden, golden_files, poison_empty
 
 
 @pytest.fixture

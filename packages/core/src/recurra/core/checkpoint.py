@@ -9,15 +9,16 @@ from collections import defaultdict
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, TypeVar
 
 import safetensors
 import safetensors.torch
 import torch
 from huggingface_hub import PyTorchModelHubMixin
+from torch import Tensor, nn
+
 from recurra.core.foreign import read_container, read_foreign
 from recurra.core.names import nearest
-from torch import Tensor, nn
 
 __all__ = ["CARD", "CONFIG", "WEIGHTS", "Pretrained", "read_container", "read_foreign"]
 
@@ -34,9 +35,9 @@ class Pretrained(nn.Module, PyTorchModelHubMixin, library_name="recurra"):
 
     metadata: dict[str, Any]
 
-    def __new__(cls, *args: Any, **kwargs: Any) -> Self:
+    def __new__(cls: type[_Model], *args: Any, **kwargs: Any) -> _Model:
         """Instance that remembers its arguments; a copy (made without arguments) brings its own memory along."""
-        instance: Self = super().__new__(cls)
+        instance: _Model = super().__new__(cls)
         try:
             bound = _signature(cls).bind(*args, **kwargs)
         except TypeError:  # the constructor says it better
@@ -106,8 +107,12 @@ class Pretrained(nn.Module, PyTorchModelHubMixin, library_name="recurra"):
 
     @classmethod
     def from_pretrained(
-        cls, pretrained_model_name_or_path: str | Path, *, device: str | torch.device = "cpu", **hub: Any
-    ) -> Self:
+        cls: type[_Model],
+        pretrained_model_name_or_path: str | Path,
+        *,
+        device: str | torch.device = "cpu",
+        **hub: Any,
+    ) -> _Model:
         """The model of a checkpoint folder, in evaluation mode, with the weights' own precision.
 
         Called on an abstract class, it returns whichever of its subclasses the folder holds.
