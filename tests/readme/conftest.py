@@ -1,0 +1,75 @@
+"""What documented commands find in their folder: a sample, a trained model, files as the authors' programs write them."""
+
+import io
+import os
+import subprocess
+import sys
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+ENVIRONMENT = {
+    "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+    "HF_HUB_OFFLINE": "1",
+    "OMP_NUM_THREADS": "1",
+    "COLUMNS": "160",
+}
+
+
+def run(command: list[str], folder: Path) -> str:
+    """Standard output of a command that must succeed."""
+    done = subprocess.run(
+        command,
+        cwd=folder,
+        env=os.environ | ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        check=False,
+    )
+    assert done.returncode == 0, f"{' '.join(command)}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+@pytest.fixture(scope="session")
+def execute() -> Callable[[list[str], Path], str]:
+    return run
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder with `sample` (generated k-space) and `run` (a tiny trained model)."""
+    folder = tmp_path_factory.mktemp("trained")
+    run(["recurra-mri", "sample", "--out", "sample"], folder)
+    run(["recurra-mri", "train", "rim-small", "--tiny", "--out", "run"], folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def authors_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder with small checkpoints laid out as DIRECT and mridc write them, from the weights of golden pairs."""
+    import torch
+    import yaml
+
+    from recurra.core.testing import Golden, golden
+
+    def weights(pair: Golden) -> bytes:
+        buffer = io.BytesIO()
+        torch.save(pair.state, buffer)
+        return buffer.getvalue()
+
+    folder = tmp_path_factory.mktemp("authors")
+    own = ROOT / "tests" / "golden" / "mri"
+    pair = golden(own / "cirim_paper_implicit.json")
+    with tarfile.open(folder / "cirim.mridc", "w:gz") as container:
+        config = yaml.safe_dump(pair.config | {"model_name": "CIRIM"}).encode()
+        for name, content in (("model_config.yaml", config), ("model_weights.ckpt", weights(pair))):
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            container.addfile(member, io.BytesIO(content))
+    for target, source in (("rvn.pt", "rvn_sense"), ("rim.pt", "rim_direct_shared_sense")):
+        torch.save({"model": golden(own / f"{source}.json").state}, folder / target)
+    return folder
