@@ -1,4 +1,4 @@
-"""What documented commands find in their folder: a sample, a trained model, files as the authors' programs write them."""
+"""What documented commands find beside them: a sample, a trained model, files as the authors' programs write them."""
 
 import io
 import os
