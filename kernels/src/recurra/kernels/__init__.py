@@ -1,0 +1,17 @@
+"""Recurrent operations over interchangeable backends; importing this compiles nothing and needs torch alone."""
+
+from recurra.kernels.conv_cell_pointwise import conv_cell_pointwise, conv_cell_update
+from recurra.kernels.registry import Backend, Choice, Op, explain, use_backend
+from recurra.kernels.winograd import winograd_conv, winograd_weight
+
+__all__ = [
+    "Backend",
+    "Choice",
+    "Op",
+    "conv_cell_pointwise",
+    "conv_cell_update",
+    "explain",
+    "use_backend",
+    "winograd_conv",
+    "winograd_weight",
+]

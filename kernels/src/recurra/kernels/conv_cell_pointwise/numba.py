@@ -1,0 +1,302 @@
+"""CPU backend: one pass over memory for all gates, vectorised by LLVM; float32 and float64.
+
+Arrays come as rows (outer, gate, inner), which holds for both memory layouts: README.md.
+"""
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from numba import types  # type: ignore[import-untyped]
+from numba.extending import overload  # type: ignore[import-untyped]
+from torch import Tensor
+
+from recurra.kernels.conv_cell_pointwise.layout import Rows, rows_of
+from recurra.kernels.jit import jit, over_ranges
+
+# A thread is worth waking for this many values.
+GRAIN = 1 << 15
+
+
+def _tanh(x: Any) -> Any:
+    return math.tanh(x)
+
+
+def _rational_tanh(x):  # type: ignore[no-untyped-def]
+    # Own minimax fit of x P(x²)/Q(x²) on |x| <= 8, relative error 1.8e-9 before rounding; README.md.
+    x = min(max(x, np.float32(-8)), np.float32(8))
+    s = x * x
+    p = np.float32(-1.1564317212164887e-13)
+    p = p * s + np.float32(6.365536570074326e-11)
+    p = p * s + np.float32(-2.231467099989004e-08)
+    p = p * s + np.float32(1.1642445315374061e-05)
+    p = p * s + np.float32(0.0031493648421019316)
+    p = p * s + np.float32(0.131243497133255)
+    p = p * s + np.float32(1)
+    q = np.float32(0.00026129744946956635)
+    q = q * s + np.float32(0.024675000458955765)
+    q = q * s + np.float32(0.4645768105983734)
+    q = q * s + np.float32(1)
+    return x * p / q
+
+
+@overload(_tanh, jit_options={"fastmath": {"contract"}, "error_model": "numpy"})
+def _tanh_of_type(x):  # type: ignore[no-untyped-def]
+    if x == types.float32:
+        return _rational_tanh
+    return lambda x: math.tanh(x)
+
+
+def _sigmoid(x: Any) -> Any:
+    return 0.5 + 0.5 * math.tanh(0.5 * x)
+
+
+@overload(_sigmoid, jit_options={"fastmath": {"contract"}, "error_model": "numpy"})
+def _sigmoid_of_type(x):  # type: ignore[no-untyped-def]
+    half = np.float32(0.5) if x == types.float32 else np.float64(0.5)
+    return lambda x: half + half * _tanh(half * x)
+
+
+@jit
+def _gru(gi, gh, h, out, bias, o0, o1, i0, i1):  # type: ignore[no-untyped-def]
+    one = h.dtype.type(1)
+    n_inner = i1 - i0
+    for o in range(o0, o1):
+        ir, iz, i_n = gi[o, 0, i0:i1], gi[o, 1, i0:i1], gi[o, 2, i0:i1]
+        hr, hz, hn = gh[o, 0, i0:i1], gh[o, 1, i0:i1], gh[o, 2, i0:i1]
+        old, new = h[o, 0, i0:i1], out[o, 0, i0:i1]
+        if bias is not None:
+            br, bz, bn = bias[0], bias[1], bias[2]
+            for i in range(n_inner):
+                r = _sigmoid(ir[i] + br[i] + hr[i])
+                z = _sigmoid(iz[i] + bz[i] + hz[i])
+                n = _tanh(i_n[i] + bn[i] + r * hn[i])
+                new[i] = (one - z) * n + z * old[i]
+        else:
+            for i in range(n_inner):
+                r = _sigmoid(ir[i] + hr[i])
+                z = _sigmoid(iz[i] + hz[i])
+                n = _tanh(i_n[i] + r * hn[i])
+                new[i] = (one - z) * n + z * old[i]
+
+
+@jit
+def _mgu(gi, gh, h, out, bias, o0, o1, i0, i1):  # type: ignore[no-untyped-def]
+    n_inner = i1 - i0
+    for o in range(o0, o1):
+        i_f, ic = gi[o, 0, i0:i1], gi[o, 1, i0:i1]
+        hf, hc = gh[o, 0, i0:i1], gh[o, 1, i0:i1]
+        old, new = h[o, 0, i0:i1], out[o, 0, i0:i1]
+        if bias is not None:
+            bf, bc = bias[0], bias[1]
+            for i in range(n_inner):
+                f = _sigmoid(i_f[i] + bf[i] + hf[i])
+                c = _tanh(ic[i] + bc[i] + f * hc[i])
+                new[i] = c + f * (old[i] - c)
+        else:
+            for i in range(n_inner):
+                f = _sigmoid(i_f[i] + hf[i])
+                c = _tanh(ic[i] + f * hc[i])
+                new[i] = c + f * (old[i] - c)
+
+
+@jit
+def _indrnn(gi, u, h, out, bias, o0, o1, i0, i1):  # type: ignore[no-untyped-def]
+    zero = h.dtype.type(0)
+    n_inner = i1 - i0
+    for o in range(o0, o1):
+        x, old, new = gi[o, 0, i0:i1], h[o, 0, i0:i1], out[o, 0, i0:i1]
+        if u.ndim == 1:  # one scale an inner index
+            scale = u[i0:i1]
+            for i in range(n_inner):
+                s = x[i] + scale[i] * old[i]
+                if bias is not None:
+                    s += bias[0, i]
+                new[i] = zero if s <= zero else s
+        else:  # one scale an outer index
+            factor = u[o % u.shape[0], 0]
+            for i in range(n_inner):
+                s = x[i] + factor * old[i]
+                new[i] = zero if s <= zero else s
+
+
+@jit
+def _reset(gi, gh, h, out, bias, o0, o1, i0, i1):  # type: ignore[no-untyped-def]
+    n_inner = i1 - i0
+    for o in range(o0, o1):
+        x, old, new = gi[o, 0, i0:i1], h[o, 0, i0:i1], out[o, 0, i0:i1]
+        if gh is not None:
+            y = gh[o, 0, i0:i1]
+            for i in range(n_inner):
+                s = x[i] + y[i]
+                if bias is not None:
+                    s += bias[0, i]
+                new[i] = _sigmoid(s) * old[i]
+        else:
+            for i in range(n_inner):
+                s = x[i]
+                if bias is not None:
+                    s += bias[0, i]
+                new[i] = _sigmoid(s) * old[i]
+
+
+@jit
+def _update(gi, gh, h, out, bias, o0, o1, i0, i1):  # type: ignore[no-untyped-def]
+    n_inner = i1 - i0
+    for o in range(o0, o1):
+        xu, xc = gi[o, 0, i0:i1], gi[o, 1, i0:i1]
+        old, new = h[o, 0, i0:i1], out[o, 0, i0:i1]
+        if gh is not None:
+            yu, yc = gh[o, 0, i0:i1], gh[o, 1, i0:i1]
+            for i in range(n_inner):
+                su, sc = xu[i] + yu[i], xc[i] + yc[i]
+                if bias is not None:
+                    su += bias[0, i]
+                    sc += bias[1, i]
+                new[i] = old[i] + _sigmoid(su) * (_tanh(sc) - old[i])
+        else:
+            for i in range(n_inner):
+                su, sc = xu[i], xc[i]
+                if bias is not None:
+                    su += bias[0, i]
+                    sc += bias[1, i]
+                new[i] = old[i] + _sigmoid(su) * (_tanh(sc) - old[i])
+
+
+@jit
+def _gru_backward(d, gi, gh, h, dgi, dgh, dh, o0, o1, i0, i1):  # type: ignore[no-untyped-def]
+    one = h.dtype.type(1)
+    n_inner = i1 - i0
+    for o in range(o0, o1):
+        for i in range(i0, i0 + n_inner):
+            hn = gh[o, 2, i]
+            r = _sigmoid(gi[o, 0, i] + gh[o, 0, i])
+            z = _sigmoid(gi[o, 1, i] + gh[o, 1, i])
+            n = _tanh(gi[o, 2, i] + r * hn)
+            g = d[o, 0, i]
+            dn = g * (one - z) * (one - n * n)
+            dz = g * (h[o, 0, i] - n) * z * (one - z)
+            dr = dn * hn * r * (one - r)
+            dgi[o, 0, i], dgi[o, 1, i], dgi[o, 2, i] = dr, dz, dn
+            dgh[o, 0, i], dgh[o, 1, i], dgh[o, 2, i] = dr, dz, dn * r
+            dh[o, 0, i] = g * z
+
+
+@jit
+def _mgu_backward(d, gi, gh, h, dgi, dgh, dh, o0, o1, i0, i1):  # type: ignore[no-untyped-def]
+    one = h.dtype.type(1)
+    n_inner = i1 - i0
+    for o in range(o0, o1):
+        for i in range(i0, i0 + n_inner):
+            hc = gh[o, 1, i]
+            f = _sigmoid(gi[o, 0, i] + gh[o, 0, i])
+            c = _tanh(gi[o, 1, i] + f * hc)
+            g = d[o, 0, i]
+            dc = g * (one - f) * (one - c * c)
+            df = (g * (h[o, 0, i] - c) + dc * hc) * f * (one - f)
+            dgi[o, 0, i], dgi[o, 1, i] = df, dc
+            dgh[o, 0, i], dgh[o, 1, i] = df, dc * f
+            dh[o, 0, i] = g * f
+
+
+@jit
+def _indrnn_backward(d, gi, u, h, dgi, dh, o0, o1, i0, i1):  # type: ignore[no-untyped-def]
+    zero = h.dtype.type(0)
+    for o in range(o0, o1):
+        for i in range(i0, i1):
+            scale = u[i] if u.ndim == 1 else u[o % u.shape[0], 0]
+            g = d[o, 0, i]
+            if gi[o, 0, i] + scale * h[o, 0, i] <= zero:
+                g = zero
+            dgi[o, 0, i] = g
+            dh[o, 0, i] = g * scale
+
+
+@jit
+def _reset_backward(d, gi, gh, h, dgi, dh, o0, o1, i0, i1):  # type: ignore[no-untyped-def]
+    one = h.dtype.type(1)
+    for o in range(o0, o1):
+        for i in range(i0, i1):
+            s = gi[o, 0, i]
+            if gh is not None:
+                s += gh[o, 0, i]
+            r = _sigmoid(s)
+            g = d[o, 0, i]
+            dgi[o, 0, i] = g * h[o, 0, i] * r * (one - r)
+            dh[o, 0, i] = g * r
+
+
+@jit
+def _update_backward(d, gi, gh, h, dgi, dh, o0, o1, i0, i1):  # type: ignore[no-untyped-def]
+    one = h.dtype.type(1)
+    for o in range(o0, o1):
+        for i in range(i0, i1):
+            su, sc = gi[o, 0, i], gi[o, 1, i]
+            if gh is not None:
+                su += gh[o, 0, i]
+                sc += gh[o, 1, i]
+            z, c = _sigmoid(su), _tanh(sc)
+            g = d[o, 0, i]
+            dgi[o, 0, i] = g * (c - h[o, 0, i]) * z * (one - z)
+            dgi[o, 1, i] = g * z * (one - c * c)
+            dh[o, 0, i] = g * (one - z)
+
+
+_FORWARD = {"gru": _gru, "mgu": _mgu, "indrnn": _indrnn, "gru_before_reset": _reset, "gru_before_update": _update}
+_BACKWARD = {"gru": _gru_backward, "mgu": _mgu_backward, "indrnn": _indrnn_backward}
+_BACKWARD |= {"gru_before_reset": _reset_backward, "gru_before_update": _update_backward}
+
+
+def forward(cell: str, gi: Tensor, gh: Tensor | None, h: Tensor, u: Tensor | None) -> Tensor:
+    """h' of the cell, in h's memory layout."""
+    rows = rows_of(cell, gi, gh, h, u)
+    out = torch.empty_like(rows.h)
+    _run(_FORWARD[cell], rows, (*_arrays(rows.inputs), out.numpy(), None))
+    return rows.restore(out, h.shape)
+
+
+def backward(
+    d: Tensor, cell: str, gi: Tensor, gh: Tensor | None, h: Tensor, u: Tensor | None
+) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
+    """Gradients of gi, gh, h and u."""
+    rows = rows_of(cell, gi, gh, h, u)
+    dgi, dh = torch.empty_like(rows.gi), torch.empty_like(rows.h)
+    two = cell in ("gru", "mgu")
+    dgh = torch.empty_like(rows.gi) if two else None
+    outputs = (dgi, dgh, dh) if two else (dgi, dh)
+    _run(_BACKWARD[cell], rows, _arrays((rows.like_h(d), *rows.inputs, *outputs)))
+    d_gi = rows.restore(dgi, gi.shape)
+    d_gh = None if gh is None else rows.restore(dgi if dgh is None else dgh, gh.shape)
+    du = None
+    if u is not None:
+        du = (d_gi * h).sum([axis for axis in range(h.dim()) if axis != 1]).reshape(u.shape)
+    return d_gi, d_gh, rows.restore(dh, h.shape), du
+
+
+def update(
+    cell: str, gi: Tensor, gh: Tensor | None, h: Tensor, u: Tensor | None, bias: Tensor | None, out: Tensor
+) -> None:
+    """Writes h' into `out`, all of them (pixel, gates * channel) matrices; `out` may be `h`."""
+    channels = h.shape[1]
+
+    def split(matrix: Tensor | None) -> Any:
+        return None if matrix is None else matrix.view(matrix.shape[0], -1, channels).numpy()
+
+    second = split(gh) if u is None else u.numpy()
+    offset = None if bias is None else bias.view(-1, channels).numpy()
+    arrays = (split(gi), second, split(h), split(out), offset)
+    kernel = _FORWARD[cell]
+    over_ranges(lambda a, b: kernel(*arrays, a, b, 0, channels), h.shape[0], max(GRAIN // channels, 1))
+
+
+def _run(kernel: Any, rows: Rows, arrays: tuple[Any, ...]) -> None:
+    outer, _, inner = rows.h.shape
+    if outer >= torch.get_num_threads():
+        over_ranges(lambda a, b: kernel(*arrays, a, b, 0, inner), outer, max(GRAIN // max(inner, 1), 1))
+    else:
+        over_ranges(lambda a, b: kernel(*arrays, 0, outer, a, b), inner, max(GRAIN // max(outer, 1), 1))
+
+
+def _arrays(tensors: tuple[Tensor | None, ...]) -> tuple[Any, ...]:
+    return tuple(None if tensor is None else tensor.detach().numpy() for tensor in tensors)

@@ -1,0 +1,54 @@
+"""Numba compilation and the splitting of rows over threads, shared by the numba backends."""
+
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numba  # type: ignore[import-untyped]
+import torch
+
+# Contraction alone: NaN, infinity and signed zero keep their meaning.
+_FAST = {"contract"}
+_pools: dict[tuple[int, int], ThreadPoolExecutor] = {}
+
+
+def jit(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The compiled function: lazily, cached on disk where a place for the cache can be written."""
+    options = {"nogil": True, "fastmath": _FAST, "error_model": "numpy"}
+    try:
+        compiled: Callable[..., Any] = numba.njit(cache=True, **options)(function)
+    except RuntimeError:  # no writable place for the cache: compile once in every process
+        compiled = numba.njit(**options)(function)
+    return compiled
+
+
+def inline(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A scalar function that compiled loops call."""
+    compiled: Callable[..., Any] = numba.njit(inline="always", error_model="numpy", fastmath=_FAST)(function)
+    return compiled
+
+
+def over_ranges(work: Callable[[int, int], None], total: int, grain: int) -> None:
+    """Calls work(start, stop) over 0..total, split over torch's number of threads if a part has at least `grain`.
+
+    Own threads instead of numba's: its thread layers abort on concurrent callers or on a fork.
+    """
+    parts = max(1, min(torch.get_num_threads(), total // max(grain, 1)))
+    if parts == 1:
+        work(0, total)
+        return
+    edges = [total * part // parts for part in range(parts + 1)]
+    pool = _pool(parts)
+    futures = [pool.submit(work, edges[part], edges[part + 1]) for part in range(1, parts)]
+    work(edges[0], edges[1])
+    for future in futures:
+        future.result()
+
+
+def _pool(threads: int) -> ThreadPoolExecutor:
+    # Threads do not survive a fork, so a forked process makes its own.
+    key = (os.getpid(), threads)
+    if key not in _pools:
+        _pools[key] = ThreadPoolExecutor(threads - 1, thread_name_prefix="recurra")
+    return _pools[key]
