@@ -13,7 +13,9 @@ PARTS = {"kernels": "kernels", "core": "packages/core", "mri": "packages/mri"}
 @pytest.mark.parametrize("part", PARTS)
 def test_wheel_holds_the_whole_source(part: str, wheels: Path) -> None:
     source = ROOT / PARTS[part] / "src"
-    files = {p.relative_to(source).as_posix() for p in source.glob("**/*") if p.is_file() and p.suffix != ".pyc"}
+    files = {
+        p.relative_to(source).as_posix() for p in source.glob("**/*") if p.is_file() and "__pycache__" not in p.parts
+    }
     with zipfile.ZipFile(next(wheels.glob(f"recurra_{part}-*.whl"))) as wheel:
         packed = {name for name in wheel.namelist() if ".dist-info/" not in name}
         assert packed == files
