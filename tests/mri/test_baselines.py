@@ -5,11 +5,12 @@ from typing import get_args
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
+
 from recurra.core.testing import assert_close
 from recurra.mri.baselines import BASELINES, cg_sense, l1_wavelet, zero_filled
 from recurra.mri.metrics import scale_invariant_metrics
 from recurra.mri.operators import FFTConvention, fft, ifft, sense_expand
-from torch import Tensor
 
 
 def scan(convention: FFTConvention = "centered-ortho", batch: int = 1) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -6,6 +6,8 @@ import jaxtyping
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
+
 from recurra.core.testing import assert_close, golden, golden_files
 from recurra.mri.losses import (
     L1,
@@ -22,7 +24,6 @@ from recurra.mri.losses import (
     ssim_map,
 )
 from recurra.mri.metrics import ssim
-from torch import Tensor
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ from pathlib import Path
 import jaxtyping
 import numpy as np
 import pytest
+
 from recurra.core.testing import assert_close, golden, golden_files
 from recurra.mri.metrics import (
     METRICS,

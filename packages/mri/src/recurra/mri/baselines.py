@@ -16,8 +16,9 @@ from collections.abc import Callable
 import numpy as np
 import torch
 from jaxtyping import Bool, Complex, Shaped
-from recurra.mri.operators import FFTConvention, ifft, rss
 from torch import Tensor
+
+from recurra.mri.operators import FFTConvention, ifft, rss
 
 Kspace = Complex[Tensor, "batch coil height width"]
 Mask = Bool[Tensor, "#batch 1 #height #width"]

@@ -15,9 +15,10 @@ from typing import Literal
 
 import torch
 from jaxtyping import Complex, Float
-from recurra.mri.operators import center_crop
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from recurra.mri.operators import center_crop
 
 Image = Float[Tensor, "batch height width"] | Complex[Tensor, "batch height width"]
 Normalization = Literal["none", "max"]
