@@ -1,8 +1,11 @@
 """Reconstruction models by name."""
 
 from recurra.mri.models.reconstructor import Reconstructor
+from recurra.mri.models.recurrentvarnet import RecurrentVarNet
 from recurra.mri.models.rim import CIRIM, RIMBlock
+from recurra.mri.models.rim_direct import DirectRIM
+from recurra.mri.models.unet import NormUnet, Unet
 
-MODELS: dict[str, type[Reconstructor]] = {"CIRIM": CIRIM}
+MODELS: dict[str, type[Reconstructor]] = {"CIRIM": CIRIM, "DirectRIM": DirectRIM, "RecurrentVarNet": RecurrentVarNet}
 
-__all__ = ["CIRIM", "MODELS", "RIMBlock", "Reconstructor"]
+__all__ = ["CIRIM", "MODELS", "DirectRIM", "NormUnet", "RIMBlock", "Reconstructor", "RecurrentVarNet", "Unet"]
