@@ -1,0 +1,289 @@
+"""What the command lines of all domains share; importing it imports neither torch nor anything else that is slow.
+
+An application made by `new_app` turns a user's error into one line on standard error and exit status 1. Its verbs only
+parse and print: what they do is a function of the domain.
+"""
+
+import errno
+import os
+import re
+import shutil
+import sys
+import time
+import traceback
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
+
+import typer
+from typer.core import TyperGroup
+
+if TYPE_CHECKING:
+    import torch
+
+PrecisionName = Literal["32", "bf16", "fp16"]
+
+Out = Annotated[Path, typer.Option("-o", "--out", help="Folder that receives the results.")]
+Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:INDEX.")]
+BatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="How many samples are computed at once.")]
+Precision = Annotated[PrecisionName, typer.Option("--precision", help="Number format of the network.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there already.")]
+Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="No progress.")]
+
+_debugging = False
+
+
+def _debug(value: bool) -> bool:
+    global _debugging
+    _debugging = value
+    return value
+
+
+Debug = Annotated[bool, typer.Option("--debug", callback=_debug, help="Show the traceback of an error.")]
+
+
+class UserError(ValueError):
+    """Something only the user can mend; its text is one line that says how."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C after everything was put in order; its text says what was saved and how to go on."""
+
+
+class _Verbs(TyperGroup):
+    """Group of verbs whose user errors are one line."""
+
+    def invoke(self, ctx: Any) -> Any:
+        caught: BaseException
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            # Whoever read our output has left. Nothing may be written at exit either.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(1) from None
+        except (ValueError, OSError, KeyboardInterrupt) as error:
+            caught, line = error, describe(error)
+        except RuntimeError as error:
+            # torch.OutOfMemoryError, which cannot be named without importing torch
+            if type(error).__name__ != "OutOfMemoryError":
+                raise
+            caught, line = (
+                error,
+                "not enough memory on the GPU; try a smaller --batch-size, --precision bf16 or --device cpu",
+            )
+        if _debugging:
+            traceback.print_exception(caught)
+        typer.echo(line, err=True)
+        raise typer.Exit(1)
+
+
+def describe(error: BaseException) -> str:
+    """The one line a user sees of an error."""
+    text = " ".join(str(error).split())
+    if isinstance(error, KeyboardInterrupt):
+        return text or "interrupted"
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        return f"{error.filename}: {' '.join(error.strerror.split())}"
+    return text or type(error).__name__
+
+
+def new_app(name: str, package: str, about: str) -> typer.Typer:
+    """An application for the verbs of one domain.
+
+    Args:
+        name: the command, e.g. "recurra-mri".
+        package: the distribution whose version `--version` prints.
+        about: first line of the help.
+    """
+    app = typer.Typer(
+        name=name,
+        cls=_Verbs,
+        help=about,
+        no_args_is_help=True,
+        add_completion=False,
+        rich_markup_mode=None,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+
+    def show_version(value: bool) -> bool:
+        if value:
+            from importlib.metadata import version
+
+            typer.echo(f"{name} {version(package)}")
+            raise typer.Exit
+        return value
+
+    # Also makes the application a group of verbs while it has only one.
+    @app.callback(help=about)
+    def _(
+        _version: Annotated[bool, typer.Option("--version", callback=show_version, is_eager=True)] = False,
+    ) -> None: ...
+
+    return app
+
+
+def run(app: typer.Typer, arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run an application as the program: its exit status is the process's."""
+    if "--debug" not in (sys.argv if arguments is None else arguments):
+        # Libraries warn their programmers, not this program's users.
+        warnings.simplefilter("ignore")
+    try:
+        app(None if arguments is None else list(arguments))
+    except KeyboardInterrupt:
+        typer.echo("interrupted", err=True)
+        sys.exit(1)
+    sys.exit(0)
+
+
+def open_output(path: Path, overwrite: bool = False, *, instead: str = "choose another --out") -> Path:
+    """The path, if results may go there: it does not exist, is an empty folder, or may be overwritten.
+
+    Args:
+        path: a file or a folder.
+        overwrite: what is there may be replaced.
+        instead: what else the user can do.
+
+    Raises:
+        UserError: something is there.
+    """
+    path = Path(path)
+    taken = any(path.iterdir()) if path.is_dir() else path.exists()
+    if taken and not overwrite:
+        state = "exists already and is not empty" if path.is_dir() else "exists already"
+        raise UserError(f"{path}: {state}; pass --overwrite to replace it, or {instead}")
+    return path
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[Path]:
+    """A path `NAME.part` to write to, a file or a folder; renamed to `path` on success, removed on failure.
+
+    Raises:
+        OSError: it cannot be written; a full disk is named.
+    """
+    path = Path(path)
+    part = path.with_name(path.name + ".part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _remove(part)
+        yield part
+        if path.is_dir():
+            _remove(path)
+        os.replace(part, path)
+    except BaseException as error:
+        _remove(part)
+        if isinstance(error, Exception) and _disk_is_full(error):
+            raise OSError(errno.ENOSPC, f"no space left on disk {_disk(path)}", str(path)) from error
+        raise
+
+
+def _remove(path: Path) -> None:
+    """Remove a file or a folder, if there is one."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _disk_is_full(error: Exception) -> bool:
+    """Whether a write failed for want of space, whichever library reports it."""
+    return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(error)
+
+
+def _disk(path: Path) -> str:
+    """Mount point of a path, and what is free there."""
+    place = path.absolute().parent
+    while not place.exists():
+        place = place.parent
+    free = shutil.disk_usage(place).free
+    while not place.is_mount():
+        place = place.parent
+    return f"{place} ({free / 2**20:.1f} MiB free)"
+
+
+def choose_device(name: str = "auto") -> "torch.device":
+    """The device of this name; "auto" is the first GPU, else the CPU.
+
+    Raises:
+        UserError: there is no such device.
+    """
+    import torch
+
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", name):
+        raise UserError(f"device must be auto, cpu, cuda or cuda:INDEX; got {name!r}")
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if name == "auto":
+        return torch.device("cuda" if count else "cpu")
+    if name.startswith("cuda"):
+        if not count:
+            raise UserError(f"--device {name}: no GPU found; use --device cpu")
+        index = int(name.partition(":")[2] or 0)
+        if index >= count:
+            known = "cuda:0" if count == 1 else f"cuda:0 to cuda:{count - 1}"
+            raise UserError(f"--device {name}: no such GPU; this machine has {known}")
+    return torch.device(name)
+
+
+@contextmanager
+def progress(
+    total: int | None, what: str, *, unit: str = "slices", quiet: bool = False
+) -> Iterator[Callable[..., None]]:
+    """A function `advance(count=1, note="")` to call as work gets done.
+
+    On a terminal there is a bar with the throughput and the latest note; elsewhere one plain line at the end. Both go
+    to standard error.
+
+    Args:
+        total: how many units there are, if known.
+        what: what is being done.
+        unit: what is counted.
+        quiet: show nothing.
+    """
+    done, started, latest = 0, time.perf_counter(), ""
+
+    def rate() -> str:
+        return f"{done / max(time.perf_counter() - started, 1e-9):.3g} {unit}/s"
+
+    def count(more: int = 1, note: str = "") -> None:
+        nonlocal done, latest
+        done, latest = done + more, note or latest
+
+    if quiet or not sys.stderr.isatty():
+        yield count
+        if not quiet:
+            note = f", {latest}" if latest else ""
+            elapsed = time.perf_counter() - started
+            typer.echo(f"{what}: {done} {unit} in {elapsed:.1f} s ({rate()}){note}", err=True)
+        return
+
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"))
+    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as bar:
+        task = bar.add_task(what, total=total, note="")
+
+        def advance(more: int = 1, note: str = "") -> None:
+            count(more, note)
+            bar.update(task, advance=more, note=f"{rate()} {latest}".strip())
+
+        yield advance
+
+
+def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]], *, title: str = "") -> None:
+    """Print a table on standard output; numbers are aligned to the right, floats have five significant digits."""
+    from rich.console import Console
+    from rich.table import Table
+
+    listed = [list(row) for row in rows]
+    table = Table(title=title or None, title_justify="left")
+    for index, column in enumerate(columns):
+        numeric = bool(listed) and all(isinstance(row[index], (int, float)) for row in listed)
+        table.add_column(column, justify="right" if numeric else "left", overflow="fold")
+    for row in listed:
+        table.add_row(*(f"{cell:.5g}" if isinstance(cell, float) else str(cell) for cell in row))
+    # A pipe or a file has no width; a table is not to be broken for the want of one.
+    Console(width=None if sys.stdout.isatty() else 200, markup=False, highlight=False).print(table)

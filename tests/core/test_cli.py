@@ -1,0 +1,228 @@
+import errno
+import io
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import typer
+from typer.testing import CliRunner
+
+from recurra.core import cli
+from recurra.core.cli import UserError, choose_device, new_app, open_output, print_table, progress, run, writing
+
+
+class OutOfMemoryError(RuntimeError):
+    """Named as torch's."""
+
+
+ERRORS = {
+    "user": UserError("knee.h5: wrong; do this"),
+    "library": ValueError("two\nlines"),
+    "file": FileNotFoundError(errno.ENOENT, "No such file or directory", "x.h5"),
+    "os": OSError("unreadable"),
+    "interrupt": KeyboardInterrupt(),
+    "saved": cli.Interrupted("interrupted; saved in runs/a, go on with --resume"),
+    "memory": OutOfMemoryError("CUDA out of memory"),
+    "bug": KeyError("x"),
+}
+
+
+@pytest.fixture
+def app() -> typer.Typer:
+    app = new_app("recurra-toy", "recurra-core", "Toy.")
+
+    @app.command()
+    def fail(kind: str, debug: cli.Debug = False) -> None:
+        """Fail somehow."""
+        raise ERRORS[kind]
+
+    @app.command()
+    def work(
+        out: cli.Out, device: cli.Device = "auto", batch_size: cli.BatchSize = 1, precision: cli.Precision = "32",
+        overwrite: cli.Overwrite = False, quiet: cli.Quiet = False,
+    ) -> None:  # fmt: skip
+        """Work."""
+        typer.echo(f"{out} {device} {batch_size} {precision} {overwrite} {quiet}")
+
+    return app
+
+
+@pytest.mark.parametrize(
+    ("kind", "line"),
+    [
+        ("user", "knee.h5: wrong; do this"),
+        ("library", "two lines"),
+        ("file", "x.h5: No such file or directory"),
+        ("os", "unreadable"),
+        ("interrupt", "interrupted"),
+        ("saved", "interrupted; saved in runs/a, go on with --resume"),
+        ("memory", "not enough memory on the GPU; try a smaller --batch-size, --precision bf16 or --device cpu"),
+    ],
+)
+def test_user_error_is_one_line_and_status_1(app: typer.Typer, kind: str, line: str) -> None:
+    result = CliRunner().invoke(app, ["fail", kind])
+    assert result.exit_code == 1
+    assert result.stderr == line + "\n"
+    assert result.stdout == ""
+
+
+def test_debug_shows_the_traceback(app: typer.Typer) -> None:
+    result = CliRunner().invoke(app, ["fail", "user", "--debug"])
+    assert result.exit_code == 1
+    assert result.stderr.startswith("Traceback")
+    assert result.stderr.endswith("knee.h5: wrong; do this\n")
+    assert "Traceback" not in CliRunner().invoke(app, ["fail", "user"]).stderr
+
+
+def test_a_bug_is_not_dressed_up(app: typer.Typer) -> None:
+    assert isinstance(CliRunner().invoke(app, ["fail", "bug"]).exception, KeyError)
+
+
+@pytest.mark.parametrize("words", ["work", "nothing", "work -o x --precision 8", "work --bad"])
+def test_usage_error_is_status_2(app: typer.Typer, words: str) -> None:
+    assert CliRunner().invoke(app, words.split()).exit_code == 2
+
+
+def test_common_options(app: typer.Typer) -> None:
+    options = ["--device", "cuda:1", "--batch-size", "4", "--precision", "bf16", "--overwrite", "-q"]
+    assert CliRunner().invoke(app, ["work", "-o", "r", *options]).stdout == "r cuda:1 4 bf16 True True\n"
+
+
+def test_version_and_help(app: typer.Typer) -> None:
+    assert CliRunner().invoke(app, ["--version"]).stdout.startswith("recurra-toy 0.")
+    result = CliRunner().invoke(app, ["--help"])
+    assert result.exit_code == 0
+    assert "Fail somehow." in result.stdout
+
+
+def test_run_exits_with_the_status(app: typer.Typer, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="1"):
+        run(app, ["fail", "user", "--debug"])
+    assert capsys.readouterr().err.endswith("knee.h5: wrong; do this\n")
+
+
+def test_import_is_fast_and_without_torch() -> None:
+    code = "import sys, recurra.core.cli, recurra.core; print(sorted({'torch', 'lightning', 'numpy'} & {*sys.modules}))"
+    started = time.perf_counter()
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout == "[]\n"
+    assert time.perf_counter() - started < 2  # 0.2 s on a quiet machine
+
+
+def test_open_output_refuses_what_is_there(tmp_path: Path) -> None:
+    assert open_output(tmp_path / "new") == tmp_path / "new"
+    assert open_output(tmp_path) == tmp_path
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(UserError, match=r"exists already and is not empty; pass --overwrite to replace it, or choose"):
+        open_output(tmp_path)
+    with pytest.raises(UserError, match=r"file: exists already; .* or pass --resume"):
+        open_output(tmp_path / "file", instead="pass --resume")
+    assert open_output(tmp_path, overwrite=True) == tmp_path
+
+
+def test_writing_renames_on_success(tmp_path: Path) -> None:
+    target = tmp_path / "a" / "recon.h5"
+    with writing(target) as part:
+        assert part == tmp_path / "a" / "recon.h5.part"
+        part.write_text("new")
+        assert not target.exists()
+    assert target.read_text() == "new"
+    assert [path.name for path in target.parent.iterdir()] == ["recon.h5"]
+
+
+def write_half(target: Path, error: BaseException) -> None:
+    with writing(target) as part:
+        part.write_text("half")
+        raise error
+
+
+def test_writing_removes_on_failure(tmp_path: Path) -> None:
+    target = tmp_path / "recon.h5"
+    target.write_text("old")
+    with pytest.raises(KeyboardInterrupt):
+        write_half(target, KeyboardInterrupt())
+    assert target.read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["recon.h5"]
+
+
+def test_writing_replaces_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "old").touch()
+    (tmp_path / "out.part").mkdir()
+    (tmp_path / "out.part" / "debris").touch()
+    with writing(tmp_path / "out") as part:
+        part.mkdir()
+        (part / "new").touch()
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["new"]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        OSError("Can't write data (error message = 'No space left on device')"),
+        RuntimeError("I/O error: No space left on device (os error 28)"),
+    ],
+)
+def test_full_disk_is_one_line(tmp_path: Path, error: Exception) -> None:
+    with pytest.raises(OSError, match="no space left") as caught:
+        write_half(tmp_path / "r" / "x.h5", error)
+    line = cli.describe(caught.value)
+    assert line.startswith(f"{tmp_path}/r/x.h5: no space left on disk /")
+    assert line.endswith("MiB free)")
+    assert not list((tmp_path / "r").iterdir())
+
+
+def test_choose_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert choose_device("auto") == choose_device("cpu") == torch.device("cpu")
+    with pytest.raises(UserError, match="--device cuda:1: no GPU found; use --device cpu"):
+        choose_device("cuda:1")
+    with pytest.raises(UserError, match="device must be auto, cpu, cuda or cuda:INDEX; got 'gpu'"):
+        choose_device("gpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert choose_device("auto") == torch.device("cuda")
+    assert choose_device("cuda:1") == torch.device("cuda:1")
+    with pytest.raises(UserError, match="--device cuda:2: no such GPU; this machine has cuda:0 to cuda:1"):
+        choose_device("cuda:2")
+
+
+def test_progress_off_a_terminal_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with progress(3, "reconstruct", unit="slices") as advance:
+        advance()
+        advance(2, note="loss 0.1")
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("reconstruct: 3 slices in ")
+    assert captured.err.endswith("slices/s), loss 0.1\n")
+    assert captured.err.count("\n") == 1
+
+
+def test_progress_may_be_quiet(capsys: pytest.CaptureFixture[str]) -> None:
+    with progress(None, "x", quiet=True) as advance:
+        advance()
+    assert capsys.readouterr().err == ""
+
+
+def test_progress_on_a_terminal_shows_throughput(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setattr(sys, "stderr", screen := Terminal())
+    with progress(3, "train", unit="steps") as advance:
+        advance(3, note="loss 0.5")
+    assert "3/3" in screen.getvalue()
+    assert "steps/s loss 0.5" in screen.getvalue()
+
+
+def test_print_table(capsys: pytest.CaptureFixture[str]) -> None:
+    print_table(["metric", "value"], [["psnr", 31.234567], ["[b]ssim", 0.9]], title="run")
+    printed = capsys.readouterr().out
+    assert "31.235" in printed
+    assert "[b]ssim" in printed
+    assert "0.9" in printed
