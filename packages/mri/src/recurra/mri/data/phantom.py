@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Complex64
 from numpy.typing import NDArray
 
-Image = NDArray[np.float32]
+Image = NDArray[np.floating[Any]]
 Seed = int | tuple[int, ...]
 
 _ORDER = 5  # cosine terms an axis of the smooth fields: nothing finer than a fifth of the field of view
@@ -296,7 +296,7 @@ def _filtered_noise(rng: np.random.Generator, gain: Image) -> tuple[Image, Image
 
 
 def _ellipse(
-    x: NDArray[np.float32], y: NDArray[np.float32], x0: float, y0: float, a: float, b: float, turn: float
+    x: NDArray[np.floating[Any]], y: NDArray[np.floating[Any]], x0: float, y0: float, a: float, b: float, turn: float
 ) -> Image:
     """Depth inside an ellipse: 1 at its centre, 0 on its edge, negative outside (in units of its half axes)."""
     across = (np.cos(turn) * (x - x0) + np.sin(turn) * (y - y0)) / a
