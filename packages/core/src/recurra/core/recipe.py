@@ -1,0 +1,238 @@
+"""Recipes: a whole experiment as one page of YAML, whose schema is the signatures of the classes it names.
+
+A recipe has sections (model, data, loss, optimizer, scheduler, train, ...). In most, `name` picks a class from a dict
+of the domain, and the other keys are that class's constructor arguments. Section `tiny` holds what `--tiny` changes.
+"""
+
+import inspect
+import re
+from collections.abc import Callable, Mapping, Sequence
+from importlib.resources import files
+from importlib.resources.abc import Traversable
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_args, get_origin
+
+import yaml
+
+from recurra.core.cli import UserError, writing
+from recurra.core.names import nearest
+
+_Kind = TypeVar("_Kind")
+
+
+class Recipe(dict[str, Any]):
+    """Sections of a recipe by name, and where they came from.
+
+    Attributes:
+        source: name of the file, for error messages.
+    """
+
+    source: str = "recipe"
+
+    def section(self, name: str) -> dict[str, Any]:
+        """A section, empty if the recipe has none of this name."""
+        section: dict[str, Any] = self.get(name, {})
+        return section
+
+    def where(self, name: str) -> str:
+        """How errors call a section."""
+        return f"{self.source}: {name}"
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML's safe loader, but 1e-3 is a number, and a key that occurs twice is a mistake."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"{key.value} is there twice", key.start_mark)
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+# The resolvers are shared with the parent class until they are copied.
+_Loader.yaml_implicit_resolvers = {key: list(value) for key, value in yaml.SafeLoader.yaml_implicit_resolvers.items()}
+_WITH_EXPONENT = re.compile(r"[-+]?(\d[\d_]*(\.\d*)?|\.\d+)[eE][-+]?\d+$")
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", _WITH_EXPONENT, list("-+.0123456789"))
+
+
+def list_recipes(package: str) -> dict[str, str]:
+    """Recipes shipped with a package: name and first line of the comment at the top."""
+    return {
+        entry.name.removesuffix(".yaml"): entry.read_text(encoding="utf-8").partition("\n")[0].lstrip("# ")
+        for entry in sorted(files(package).joinpath("recipes").iterdir(), key=lambda entry: entry.name)
+        if entry.name.endswith(".yaml")
+    }
+
+
+def recipe_text(name: str, package: str) -> str:
+    """The YAML of a shipped recipe.
+
+    Raises:
+        UserError: the package ships none of this name.
+    """
+    return _find(name, package).read_text(encoding="utf-8")
+
+
+def load_recipe(path_or_name: str | Path, overrides: Sequence[str] = (), *, tiny: bool = False, package: str) -> Recipe:
+    """The recipe in a file or shipped under a name, with `tiny` and then the overrides applied.
+
+    Args:
+        path_or_name: a YAML file, or the name of a recipe of the package.
+        overrides: "section.key=value" each; the value is YAML.
+        tiny: apply the section `tiny`. That section itself is never in the result.
+        package: the domain's package, e.g. "recurra.mri".
+
+    Raises:
+        UserError: there is no such recipe, it is no YAML, or an override fits nowhere.
+    """
+    entry = _find(str(path_or_name), package)
+    recipe = Recipe(_parse(entry.read_text(encoding="utf-8"), entry.name))
+    recipe.source = entry.name
+    for name, section in recipe.items():
+        if not isinstance(section, dict):
+            raise UserError(f"{recipe.where(name)}: expected a section of keys and values, got {section!r}")
+    reduced = recipe.pop("tiny", None)
+    if tiny and reduced is None:
+        raise UserError(f"{recipe.source}: has no section tiny; run it without --tiny")
+    for key, value in (reduced or {}).items() if tiny else ():
+        _set(recipe, key, value, f"{recipe.source}: tiny: {key}")
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        if not equals:
+            raise UserError(f"{override}: expected SECTION.KEY=VALUE, e.g. train.epochs=3")
+        _set(recipe, key, _parse(value, override), f"{recipe.source}: {key}")
+    return recipe
+
+
+def save_recipe(recipe: Mapping[str, Any], path: Path) -> None:
+    """Write a recipe with everything applied; training from the file repeats the run."""
+    text = yaml.safe_dump(_plain(recipe), sort_keys=False, allow_unicode=True, width=120)
+    with writing(path) as part:
+        part.write_text(text, encoding="utf-8")
+
+
+def build(registry: Mapping[str, Callable[..., Any]], section: Mapping[str, Any], where: str, **given: Any) -> Any:
+    """What the section describes: `name` picks from the registry, the other keys are arguments.
+
+    Args:
+        registry: classes, or functions, by the names recipes use.
+        section: of the recipe.
+        where: file and section for error messages, e.g. "knee.yaml: model".
+        given: arguments that do not come from the recipe.
+
+    Raises:
+        UserError: no such name, no such option, an option is missing or has a wrong value.
+    """
+    options = dict(section)
+    name = options.pop("name", None)
+    if name is None:
+        raise UserError(f"{where}: no name; known: {', '.join(sorted(registry))}")
+    if name not in registry:
+        raise UserError(f"{where}.name: there is no {name!r}{nearest(str(name), registry)}")
+    return construct(registry[name], options, where, **given)
+
+
+def construct(kind: Callable[..., _Kind], options: Mapping[str, Any], where: str, **given: Any) -> _Kind:
+    """The class, or function, called with options of a recipe that are checked against its signature.
+
+    Args:
+        kind: class or function.
+        options: from the recipe.
+        where: file and section for error messages.
+        given: arguments that do not come from the recipe.
+
+    Raises:
+        UserError: no such option, an option is missing or has a wrong value.
+    """
+    from jsonargparse import ArgumentParser
+
+    name = getattr(kind, "__name__", str(kind))
+    parser = ArgumentParser(exit_on_error=False)
+    add = parser.add_class_arguments if inspect.isclass(kind) else parser.add_function_arguments
+    known = add(kind, fail_untyped=False, skip=set(given))
+    for key, value in options.items():
+        if key not in known:
+            raise UserError(f"{where}.{key}: {name} has no such option{nearest(key, known)}")
+        if value is None and not _may_be_none(kind, key):  # jsonargparse takes it for an option that is not there
+            raise UserError(_explain(f'Parser key "{key}"', kind, options, where))
+    try:
+        parsed = vars(parser.parse_object(dict(options), defaults=False))
+    except Exception as error:  # of several types, by version
+        raise UserError(_explain(str(error), kind, options, where)) from error
+    try:
+        return kind(**{key: parsed[key] for key in options}, **given)
+    except ValueError as error:
+        raise UserError(f"{where}: {error}") from error
+
+
+def _may_be_none(kind: Callable[..., Any], key: str) -> bool:
+    """Whether the annotation of a parameter allows None."""
+    parameter = inspect.signature(kind).parameters.get(key)
+    annotation = parameter.annotation if parameter else Any
+    return annotation in (Any, None, inspect.Parameter.empty) or type(None) in get_args(annotation)
+
+
+def _explain(message: str, kind: Callable[..., Any], options: Mapping[str, Any], where: str) -> str:
+    """Jsonargparse's complaint in one line."""
+    name = getattr(kind, "__name__", str(kind))
+    lacking = re.search(r"arguments are required: (.*)", message)
+    if lacking:
+        return f"{where}: {name} needs {lacking[1]}"
+    found = re.search(r'Parser key "([^"]+)"', message)
+    if not found:
+        return f"{where}: {' '.join(message.split())}"
+    key = found[1].partition(".")[0]
+    parameter = inspect.signature(kind).parameters.get(key)
+    annotation = parameter.annotation if parameter else None
+    if get_origin(annotation) is Literal:
+        choices = ", ".join(str(choice) for choice in get_args(annotation))
+        return f"{where}.{key} must be one of {choices}; got {options[key]!r}"
+    expected = annotation.__name__ if type(annotation) is type else str(annotation).replace("typing.", "")
+    return f"{where}.{key}: {name} expects {expected}; got {options[key]!r}"
+
+
+def _find(name: str, package: str) -> Traversable:
+    """File of a recipe."""
+    path = Path(name)
+    if path.is_file():
+        return path
+    shipped = files(package).joinpath("recipes", f"{name.removesuffix('.yaml')}.yaml")
+    if re.fullmatch(r"[\w.-]+", name) and shipped.is_file():
+        return shipped
+    known = [entry.name.removesuffix(".yaml") for entry in files(package).joinpath("recipes").iterdir()]
+    raise UserError(f"{name}: no such file, and no recipe of this name{nearest(name, known)}")
+
+
+def _parse(text: str, source: str) -> Any:
+    """YAML as plain values; at the top of a file a mapping."""
+    try:
+        content = yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError as error:
+        raise UserError(f"{source}: not YAML: {' '.join(str(error).split())}") from error
+    if source.endswith((".yaml", ".yml")) and not isinstance(content, dict):
+        raise UserError(f"{source}: expected sections such as model and data, got {type(content).__name__}")
+    return content
+
+
+def _set(recipe: Recipe, key: str, value: Any, where: str) -> None:
+    """Set "section.key" or deeper."""
+    first, *parts = key.split(".")
+    if not parts or not all(parts):
+        raise UserError(f"{where}: expected SECTION.KEY=VALUE, e.g. train.epochs=3")
+    if first not in recipe:
+        raise UserError(f"{where}: no such section{nearest(first, recipe)}")
+    place = recipe[first]
+    for part in parts[:-1]:
+        place = place.setdefault(part, {})
+        if not isinstance(place, dict):
+            raise UserError(f"{where}: {part} is a value, not a section")
+    place[parts[-1]] = value
+
+
+def _plain(value: Any) -> Any:
+    """The value as YAML's safe dumper takes it."""
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
