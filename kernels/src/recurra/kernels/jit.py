@@ -1,5 +1,6 @@
 """Numba compilation and the splitting of rows over threads, shared by the numba backends."""
 
+import inspect
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +16,8 @@ _pools: dict[tuple[int, int], ThreadPoolExecutor] = {}
 
 def jit(function: Callable[..., Any]) -> Callable[..., Any]:
     """The compiled function: lazily, cached on disk where a place for the cache can be written."""
+    # Numba compiles plain functions, not the shape checks that tests put around them.
+    function = inspect.unwrap(function)
     options = {"nogil": True, "fastmath": _FAST, "error_model": "numpy"}
     try:
         compiled: Callable[..., Any] = numba.njit(cache=True, **options)(function)
@@ -25,7 +28,9 @@ def jit(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def inline(function: Callable[..., Any]) -> Callable[..., Any]:
     """A scalar function that compiled loops call."""
-    compiled: Callable[..., Any] = numba.njit(inline="always", error_model="numpy", fastmath=_FAST)(function)
+    compiled: Callable[..., Any] = numba.njit(inline="always", error_model="numpy", fastmath=_FAST)(
+        inspect.unwrap(function)
+    )
     return compiled
 
 

@@ -9,6 +9,9 @@ same name for sequences; matrices become convolutions, so that every pixel sees 
 
 Key names and initial weights are those of the authors' code (wdika/mridc, wdika/atommic). Their GRU and MGU are
 two-dimensional whatever they are asked for; one and three dimensions of these two are an extension.
+
+All that follows the convolutions is one operation, `recurra.kernels.conv_cell_pointwise`; its reference backend is the
+equations below, line by line.
 """
 
 from math import sqrt
@@ -17,6 +20,8 @@ from typing import Literal
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+
+from recurra.kernels import conv_cell_pointwise
 
 Dim = Literal[1, 2, 3]
 CONVOLUTIONS: dict[int, type[nn.Conv1d] | type[nn.Conv2d] | type[nn.Conv3d]] = {
@@ -67,12 +72,7 @@ class ConvGRUCell(nn.Module):
         self, x: Float[Tensor, "batch input *spatial"], h: Float[Tensor, "batch hidden *spatial"]
     ) -> Float[Tensor, "batch hidden *spatial"]:
         """Return the next state."""
-        xr, xz, xn = self.ih(x).chunk(3, dim=1)
-        hr, hz, hn = self.hh(h).chunk(3, dim=1)
-        r = torch.sigmoid(xr + hr)
-        z = torch.sigmoid(xz + hz)
-        n = torch.tanh(xn + r * hn)
-        return (1 - z) * n + z * h
+        return conv_cell_pointwise("gru", self.ih(x), self.hh(h), h)
 
 
 class ConvMGUCell(nn.Module):
@@ -106,11 +106,7 @@ class ConvMGUCell(nn.Module):
         self, x: Float[Tensor, "batch input *spatial"], h: Float[Tensor, "batch hidden *spatial"]
     ) -> Float[Tensor, "batch hidden *spatial"]:
         """Return the next state."""
-        xf, xc = self.ih(x).chunk(2, dim=1)
-        hf, hc = self.hh(h).chunk(2, dim=1)
-        f = torch.sigmoid(xf + hf)
-        c = torch.tanh(xc + f * hc)
-        return c + f * (h - c)
+        return conv_cell_pointwise("mgu", self.ih(x), self.hh(h), h)
 
 
 class ConvIndRNNCell(nn.Module):
@@ -143,4 +139,4 @@ class ConvIndRNNCell(nn.Module):
         self, x: Float[Tensor, "batch input *spatial"], h: Float[Tensor, "batch hidden *spatial"]
     ) -> Float[Tensor, "batch hidden *spatial"]:
         """Return the next state."""
-        return torch.relu(self.ih(x) + self.hh * h)
+        return conv_cell_pointwise("indrnn", self.ih(x), None, h, u=self.hh)
