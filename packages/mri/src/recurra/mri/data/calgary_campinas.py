@@ -1,0 +1,64 @@
+"""Calgary-Campinas (CC359) files: real and imaginary parts interleaved, each index of the first axis a slice."""
+
+from math import ceil
+from pathlib import Path
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from recurra.mri.data.hdf5 import read
+from recurra.mri.data.volume import Volume
+
+ACQUIRED = 0.85
+"""Share of the columns that the scanner measured; beyond them the files hold zero-filling of its making."""
+
+
+class CalgaryCampinasVolume(Volume):
+    """A volume (slice, height, width, 2 coils) whose readout is already transformed, for the plain transform.
+
+    Args:
+        path: the file.
+        file: the same, opened.
+        coils: number of coils that the file must have.
+
+    Raises:
+        ValueError: it has another number of coils.
+    """
+
+    def __init__(self, path: Path, file: h5py.File, *, coils: int | None = None) -> None:
+        self._file = file
+        self._kspace = file["kspace"]
+        slices, height, width, parts = (int(n) for n in self._kspace.shape)
+        if coils is not None and parts // 2 != coils:
+            raise ValueError(f"{path}: dataset 'kspace' has {parts // 2} coils; expected {coils} as given by --coils")
+        self._acquired = ceil(ACQUIRED * width)
+        super().__init__(
+            path,
+            format="Calgary-Campinas",
+            shape=(slices, parts // 2, height, width),
+            centered=False,
+            padding=(0, self._acquired),
+        )
+
+    def close(self) -> None:
+        """Gives the file back."""
+        self._file.close()
+
+    def _read(self, index: int) -> NDArray[np.complex64]:
+        samples = read(self.path, self._kspace, index, f"slice {index} of 'kspace'")
+        kspace = (samples[..., ::2] + 1j * samples[..., 1::2]).transpose(2, 0, 1).astype(np.complex64)
+        kspace[..., self._acquired :] = 0
+        return np.ascontiguousarray(kspace)
+
+
+def is_calgary_campinas(file: h5py.File) -> bool:
+    """Whether the dataset `kspace` has this layout."""
+    dataset = file.get("kspace")
+    return (
+        isinstance(dataset, h5py.Dataset)
+        and dataset.dtype.kind == "f"
+        and dataset.ndim == 4
+        and dataset.shape[-1] % 2 == 0
+        and "ismrmrd_header" not in file
+    )
