@@ -5,7 +5,13 @@ from recurra.mri.models.recurrentvarnet import RecurrentVarNet
 from recurra.mri.models.rim import CIRIM, RIMBlock
 from recurra.mri.models.rim_direct import DirectRIM
 from recurra.mri.models.unet import NormUnet, Unet
+from recurra.mri.models.varnet import VarNet
 
-MODELS: dict[str, type[Reconstructor]] = {"CIRIM": CIRIM, "DirectRIM": DirectRIM, "RecurrentVarNet": RecurrentVarNet}
+MODELS: dict[str, type[Reconstructor]] = {
+    "CIRIM": CIRIM,
+    "DirectRIM": DirectRIM,
+    "RecurrentVarNet": RecurrentVarNet,
+    "VarNet": VarNet,
+}
 
-__all__ = ["CIRIM", "MODELS", "DirectRIM", "NormUnet", "RIMBlock", "Reconstructor", "RecurrentVarNet", "Unet"]
+__all__ = ["CIRIM", "MODELS", "DirectRIM", "NormUnet", "RIMBlock", "Reconstructor", "RecurrentVarNet", "Unet", "VarNet"]
