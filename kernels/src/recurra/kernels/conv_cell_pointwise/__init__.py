@@ -72,6 +72,7 @@ def conv_cell_update(
     *,
     u: Tensor | None = None,
     bias: Tensor | None = None,
+    block: int = 0,
     out: Tensor,
     backend: str | None = None,
 ) -> Tensor:
@@ -81,11 +82,12 @@ def conv_cell_update(
 
     Args:
         cell: which equations, as in `conv_cell_pointwise`.
-        gi: (pixel, gates * channel).
-        gh: same shape, or None.
+        gi: (pixel, blocks * channel) with at least the cell's gates from `block` on.
+        gh: same, or None.
         h: (pixel, channel).
         u: (channel,), for indrnn.
         bias: (gates * channel,), added to gi.
+        block: the block of channels in gi and gh that holds the cell's first gate.
         out: (pixel, channel).
         backend: as in `conv_cell_pointwise`; one without an in-place form falls back to the reference.
     """
@@ -94,10 +96,11 @@ def conv_cell_update(
     if name == "numba" and not numba:
         raise ValueError(f"backend 'numba' cannot serve conv_cell_update: {_numba_supports(cell, gi, gh, h, u=u)}")
     if numba:
-        _implementation("numba").update(cell, gi, gh, h, u, bias, out)
-    else:
-        out.copy_(reference.forward(cell, gi if bias is None else gi + bias, gh, h, u))
-    return out
+        _implementation("numba").update(cell, gi, gh, h, u, bias, block, out)
+        return out
+    gates = slice(block * h.shape[1], (block + reference.GATES[cell]) * h.shape[1])
+    gi, gh = gi[:, gates], None if gh is None else gh[:, gates]
+    return out.copy_(reference.forward(cell, gi if bias is None else gi + bias, gh, h, u))
 
 
 def _check(cell: str, gi: Tensor, gh: Tensor | None, h: Tensor, u: Tensor | None) -> None:

@@ -59,13 +59,21 @@ def _sigmoid_of_type(x):  # type: ignore[no-untyped-def]
 
 
 @jit
-def _gru(gi, gh, h, out, bias, o0, o1, i0, i1):  # type: ignore[no-untyped-def]
+def _target(out, spare, o, i0, i1):  # type: ignore[no-untyped-def]
+    # In place, a row is written aside first: LLVM's vector loop runs only where nothing overlaps.
+    if spare is None:
+        return out[o, 0, i0:i1]
+    return spare[: i1 - i0]
+
+
+@jit
+def _gru(gi, gh, h, out, bias, spare, g, o0, o1, i0, i1):  # type: ignore[no-untyped-def]
     one = h.dtype.type(1)
     n_inner = i1 - i0
     for o in range(o0, o1):
-        ir, iz, i_n = gi[o, 0, i0:i1], gi[o, 1, i0:i1], gi[o, 2, i0:i1]
-        hr, hz, hn = gh[o, 0, i0:i1], gh[o, 1, i0:i1], gh[o, 2, i0:i1]
-        old, new = h[o, 0, i0:i1], out[o, 0, i0:i1]
+        ir, iz, i_n = gi[o, g, i0:i1], gi[o, g + 1, i0:i1], gi[o, g + 2, i0:i1]
+        hr, hz, hn = gh[o, g, i0:i1], gh[o, g + 1, i0:i1], gh[o, g + 2, i0:i1]
+        old, new = h[o, 0, i0:i1], _target(out, spare, o, i0, i1)
         if bias is not None:
             br, bz, bn = bias[0], bias[1], bias[2]
             for i in range(n_inner):
@@ -79,15 +87,17 @@ def _gru(gi, gh, h, out, bias, o0, o1, i0, i1):  # type: ignore[no-untyped-def]
                 z = _sigmoid(iz[i] + hz[i])
                 n = _tanh(i_n[i] + r * hn[i])
                 new[i] = (one - z) * n + z * old[i]
+        if spare is not None:
+            out[o, 0, i0:i1] = new
 
 
 @jit
-def _mgu(gi, gh, h, out, bias, o0, o1, i0, i1):  # type: ignore[no-untyped-def]
+def _mgu(gi, gh, h, out, bias, spare, g, o0, o1, i0, i1):  # type: ignore[no-untyped-def]
     n_inner = i1 - i0
     for o in range(o0, o1):
-        i_f, ic = gi[o, 0, i0:i1], gi[o, 1, i0:i1]
-        hf, hc = gh[o, 0, i0:i1], gh[o, 1, i0:i1]
-        old, new = h[o, 0, i0:i1], out[o, 0, i0:i1]
+        i_f, ic = gi[o, g, i0:i1], gi[o, g + 1, i0:i1]
+        hf, hc = gh[o, g, i0:i1], gh[o, g + 1, i0:i1]
+        old, new = h[o, 0, i0:i1], _target(out, spare, o, i0, i1)
         if bias is not None:
             bf, bc = bias[0], bias[1]
             for i in range(n_inner):
@@ -99,14 +109,16 @@ def _mgu(gi, gh, h, out, bias, o0, o1, i0, i1):  # type: ignore[no-untyped-def]
                 f = _sigmoid(i_f[i] + hf[i])
                 c = _tanh(ic[i] + f * hc[i])
                 new[i] = c + f * (old[i] - c)
+        if spare is not None:
+            out[o, 0, i0:i1] = new
 
 
 @jit
-def _indrnn(gi, u, h, out, bias, o0, o1, i0, i1):  # type: ignore[no-untyped-def]
+def _indrnn(gi, u, h, out, bias, spare, g, o0, o1, i0, i1):  # type: ignore[no-untyped-def]
     zero = h.dtype.type(0)
     n_inner = i1 - i0
     for o in range(o0, o1):
-        x, old, new = gi[o, 0, i0:i1], h[o, 0, i0:i1], out[o, 0, i0:i1]
+        x, old, new = gi[o, g, i0:i1], h[o, 0, i0:i1], _target(out, spare, o, i0, i1)
         if u.ndim == 1:  # one scale an inner index
             scale = u[i0:i1]
             for i in range(n_inner):
@@ -119,15 +131,17 @@ def _indrnn(gi, u, h, out, bias, o0, o1, i0, i1):  # type: ignore[no-untyped-def
             for i in range(n_inner):
                 s = x[i] + factor * old[i]
                 new[i] = zero if s <= zero else s
+        if spare is not None:
+            out[o, 0, i0:i1] = new
 
 
 @jit
-def _reset(gi, gh, h, out, bias, o0, o1, i0, i1):  # type: ignore[no-untyped-def]
+def _reset(gi, gh, h, out, bias, spare, g, o0, o1, i0, i1):  # type: ignore[no-untyped-def]
     n_inner = i1 - i0
     for o in range(o0, o1):
-        x, old, new = gi[o, 0, i0:i1], h[o, 0, i0:i1], out[o, 0, i0:i1]
+        x, old, new = gi[o, g, i0:i1], h[o, 0, i0:i1], _target(out, spare, o, i0, i1)
         if gh is not None:
-            y = gh[o, 0, i0:i1]
+            y = gh[o, g, i0:i1]
             for i in range(n_inner):
                 s = x[i] + y[i]
                 if bias is not None:
@@ -139,16 +153,18 @@ def _reset(gi, gh, h, out, bias, o0, o1, i0, i1):  # type: ignore[no-untyped-def
                 if bias is not None:
                     s += bias[0, i]
                 new[i] = _sigmoid(s) * old[i]
+        if spare is not None:
+            out[o, 0, i0:i1] = new
 
 
 @jit
-def _update(gi, gh, h, out, bias, o0, o1, i0, i1):  # type: ignore[no-untyped-def]
+def _update(gi, gh, h, out, bias, spare, g, o0, o1, i0, i1):  # type: ignore[no-untyped-def]
     n_inner = i1 - i0
     for o in range(o0, o1):
-        xu, xc = gi[o, 0, i0:i1], gi[o, 1, i0:i1]
-        old, new = h[o, 0, i0:i1], out[o, 0, i0:i1]
+        xu, xc = gi[o, g, i0:i1], gi[o, g + 1, i0:i1]
+        old, new = h[o, 0, i0:i1], _target(out, spare, o, i0, i1)
         if gh is not None:
-            yu, yc = gh[o, 0, i0:i1], gh[o, 1, i0:i1]
+            yu, yc = gh[o, g, i0:i1], gh[o, g + 1, i0:i1]
             for i in range(n_inner):
                 su, sc = xu[i] + yu[i], xc[i] + yc[i]
                 if bias is not None:
@@ -162,6 +178,8 @@ def _update(gi, gh, h, out, bias, o0, o1, i0, i1):  # type: ignore[no-untyped-de
                     su += bias[0, i]
                     sc += bias[1, i]
                 new[i] = old[i] + _sigmoid(su) * (_tanh(sc) - old[i])
+        if spare is not None:
+            out[o, 0, i0:i1] = new
 
 
 @jit
@@ -252,7 +270,7 @@ def forward(cell: str, gi: Tensor, gh: Tensor | None, h: Tensor, u: Tensor | Non
     """h' of the cell, in h's memory layout."""
     rows = rows_of(cell, gi, gh, h, u)
     out = torch.empty_like(rows.h)
-    _run(_FORWARD[cell], rows, (*_arrays(rows.inputs), out.numpy(), None))
+    _run(_FORWARD[cell], rows, (*_arrays(rows.inputs), out.numpy(), None, None, 0))
     return rows.restore(out, h.shape)
 
 
@@ -275,7 +293,14 @@ def backward(
 
 
 def update(
-    cell: str, gi: Tensor, gh: Tensor | None, h: Tensor, u: Tensor | None, bias: Tensor | None, out: Tensor
+    cell: str,
+    gi: Tensor,
+    gh: Tensor | None,
+    h: Tensor,
+    u: Tensor | None,
+    bias: Tensor | None,
+    block: int,
+    out: Tensor,
 ) -> None:
     """Writes h' into `out`, all of them (pixel, gates * channel) matrices; `out` may be `h`."""
     channels = h.shape[1]
@@ -286,8 +311,12 @@ def update(
     second = split(gh) if u is None else u.numpy()
     offset = None if bias is None else bias.view(-1, channels).numpy()
     arrays = (split(gi), second, split(h), split(out), offset)
-    kernel = _FORWARD[cell]
-    over_ranges(lambda a, b: kernel(*arrays, a, b, 0, channels), h.shape[0], max(GRAIN // channels, 1))
+    kernel, kind = _FORWARD[cell], arrays[2].dtype
+
+    def work(start: int, stop: int) -> None:
+        kernel(*arrays, np.empty(channels, kind), block, start, stop, 0, channels)
+
+    over_ranges(work, h.shape[0], max(GRAIN // channels, 1))
 
 
 def _run(kernel: Any, rows: Rows, arrays: tuple[Any, ...]) -> None:
