@@ -53,7 +53,8 @@ def test_cell_equals_the_authors(path: Path, dtype: torch.dtype) -> None:
     cell.load_state_dict(pair.state)
     cell.to(dtype)
     inputs = {key: value.to(dtype).requires_grad_() for key, value in pair.inputs.items()}
-    h = inputs.get("h0", torch.zeros(1))
+    batch, _, *spatial = inputs["x"][0].shape
+    h = inputs.get("h0", torch.zeros(batch, config["hidden_size"], *spatial, dtype=dtype))
     states = []
     for x in inputs["x"]:
         h = cell(x, h)

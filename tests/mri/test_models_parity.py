@@ -1,5 +1,6 @@
 """Models against golden pairs made by their authors' code, weights renamed by `recurra.mri.key_maps`."""
 
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,7 @@ def complex_inputs(pair: Golden) -> dict[str, Tensor]:
     for name, value in pair.inputs.items():
         if name == "mask":
             inputs[name] = value[..., 0].bool()
-        elif name in ("y", "S", "x0", "pred0", "eta", "target", "current") and value.shape[-1] == 2:
+        elif name in ("y", "S", "x0", "pred0", "eta", "target", "current", "k0") and value.shape[-1] == 2:
             inputs[name] = torch.view_as_complex(value.contiguous())
         else:
             inputs[name] = value
@@ -231,7 +232,8 @@ def test_rim_block(path: Path) -> None:
     if "given_last" in pair.outputs:
         start = [inputs[f"h{j}"] for j in range(len(hidden))]
         start = [h.transpose(0, 1)[None] for h in start] if sliced else start
-        given, last = block(y, y, maps, mask, image=inputs["pred0"], hidden=start, sigma=2.0)
+        sigma = float(re.search(r"sigma=([0-9.]*[0-9])", pair.notes)[1])  # type: ignore[index]
+        given, last = block(y, y, maps, mask, image=inputs["pred0"], hidden=start, sigma=sigma)
         outputs["given_last"] = seen(given[-1])
         outputs |= {f"given_hx{j}": h[0].transpose(0, 1) if sliced else h for j, h in enumerate(last)}
     check_outputs(pair, outputs)
@@ -260,6 +262,10 @@ def test_cirim(path: Path) -> None:
     y, maps, mask = (axes_last(inputs[name], sliced=sliced) for name in ("y", "S", "mask"))
     images, _ = model.trajectory(y, maps, mask, image=inputs.get("x0"))
     outputs = {f"pred_{c}_{t}": x for c, cascade in enumerate(images) for t, x in enumerate(cascade)}
+    if pair.outputs["pred_0_0"].ndim == pair.inputs["y"].ndim:
+        # ATOMMIC's explicit data consistency ends in the coils' k-space.
+        block = model.cascades[0]
+        outputs = {f"pred_0_{t}": k for t, k in enumerate(block(y, y, maps, mask, image=inputs.get("x0"))[0])}
     if "noinit_last" in pair.outputs:
         outputs["noinit_last"] = model(y, maps, mask)
 
@@ -370,9 +376,13 @@ def test_direct_rim(path: Path) -> None:
         start["image"] = inputs["x0"]
     elif model.start == "input_kspace":
         start["initial_kspace"] = inputs.get("k0", inputs["y"])
-    images, hidden = model.trajectory(*args, **start)
+    if "scaling" in inputs:
+        start["likelihood_scale"] = inputs["scaling"]
+    images, hidden = model.trajectory(*args, state=inputs.get("h"), **start)
     outputs = {f"train_{t}": operators.to_channels(x) for t, x in enumerate(images)}
-    outputs |= {"last": operators.to_channels(model(*args, **start)), "state": hidden}
+    outputs |= {"last": outputs[f"train_{len(images) - 1}"], "state": hidden}
+    if "h" not in inputs:
+        outputs["last"] = operators.to_channels(model(*args, **start))
     check_outputs(pair, outputs)
     if pair.grads:
         images[-1].abs().square().mean().backward()

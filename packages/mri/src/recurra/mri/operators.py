@@ -17,7 +17,7 @@ phase, or sits in another corner, is another input. So every model names its con
 from typing import Literal, get_args
 
 import torch
-from jaxtyping import Bool, Complex, Float
+from jaxtyping import Bool, Complex, Float, Inexact
 from torch import Tensor
 
 FFTConvention = Literal[
@@ -90,7 +90,7 @@ def data_gradient(
     return sense_reduce(ifft(torch.where(mask, error, 0), convention, dim), sensitivity)
 
 
-def rss(z: Complex[Tensor, "batch coil *spatial"]) -> Float[Tensor, "batch *spatial"]:
+def rss(z: Inexact[Tensor, "batch coil *spatial"]) -> Float[Tensor, "batch *spatial"]:
     """Root of the sum of squares over coils; where all coils are zero, so is its gradient."""
     # vector_norm knows the subgradient at zero, the root of a sum does not.
     norm: Tensor = torch.linalg.vector_norm(z, dim=1)
