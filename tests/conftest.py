@@ -26,3 +26,13 @@ def pytest_configure(config: pytest.Config) -> None:
             raise pytest.UsageError(f"--golden {given}: no such folder")
         else:
             use_golden(given)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    marked = [item for item in items if item.get_closest_marker("gpu")]
+    if marked:
+        import torch
+
+        if not torch.cuda.is_available():
+            for item in marked:
+                item.add_marker(pytest.mark.skip(reason="no CUDA device"))
