@@ -37,7 +37,9 @@ def check(pair: Golden, model: nn.Module, inputs: dict[str, Tensor], outputs: di
 
 @pytest.mark.parity
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-@pytest.mark.parametrize("path", golden_files("core", "conv_gru*|conv_mgu*|conv_indrnn*"), ids=lambda p: p.stem)
+@pytest.mark.parametrize(
+    "path", golden_files("core", "conv_gru*|conv_mgu*|conv_indrnn*", reference="rnn_cells"), ids=lambda p: p.stem
+)
 def test_cell_equals_the_authors(path: Path, dtype: torch.dtype) -> None:
     pair = golden(path)
     config = pair.config
@@ -64,7 +66,9 @@ def test_cell_equals_the_authors(path: Path, dtype: torch.dtype) -> None:
 
 @pytest.mark.parity
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-@pytest.mark.parametrize("path", golden_files("core", "direct_*conv2dgru*"), ids=lambda p: p.stem)
+@pytest.mark.parametrize(
+    "path", golden_files("core", "direct_*conv2dgru*", reference="direct.nn.recurrent"), ids=lambda p: p.stem
+)
 def test_conv2d_gru_equals_the_authors(path: Path, dtype: torch.dtype) -> None:
     pair = golden(path)
     config = {key: value for key, value in pair.config.items() if key != "replication_padding"}

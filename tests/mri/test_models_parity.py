@@ -131,7 +131,7 @@ def test_conv_nonlinear(path: Path) -> None:
     check_grads(pair, layer)
 
 
-@pairs("conv2dgru_*|normconv2dgru_*")
+@pairs("conv2dgru_*|normconv2dgru_*", reference="recurrent/recurrent.py")
 def test_conv2d_gru(path: Path) -> None:
     pair = golden(path)
     config = dict(pair.config)
