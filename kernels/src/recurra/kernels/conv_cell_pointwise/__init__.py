@@ -204,9 +204,7 @@ def _laid_out_as(gradient: Tensor, value: Tensor) -> Tensor:
 
 
 @_backward_op.register_fake
-def _(
-    d: Tensor, cell: str, gi: Tensor, gh: Tensor | None, h: Tensor, u: Tensor | None, backend: str
-) -> list[Tensor]:
+def _(d: Tensor, cell: str, gi: Tensor, gh: Tensor | None, h: Tensor, u: Tensor | None, backend: str) -> list[Tensor]:
     return [h.new_empty(0) if v is None else torch.empty_like(v) for v in (gi, gh, h, u)]
 
 
@@ -234,10 +232,12 @@ def _second_gradient(ctx: Any, grads: list[Tensor]) -> tuple[Tensor | None, ...]
     def formula(*values: Tensor) -> tuple[Tensor, ...]:
         rest = iter(values)
         d, gi, gh, h, u = (next(rest) if there else None for there in present)
-        assert d is not None and gi is not None and h is not None
+        assert d is not None
+        assert gi is not None
+        assert h is not None
         return tuple(g for g in reference.backward(d, ctx.cell, gi, gh, h, u) if g is not None)
 
-    _, pull = torch.func.vjp(formula, *given)
+    pull: Any = torch.func.vjp(formula, *given)[1]
     wanted = tuple(g for g, there in zip(grads, present[1:], strict=True) if there)
     pulled = iter(pull(wanted))
     d, gi, gh, h, u = (next(pulled) if there else None for there in present)
@@ -257,9 +257,7 @@ OP = Op(
     "conv_cell_pointwise",
     [
         Backend("reference", _reference_supports, functools.partial(_cost, "reference"), reference.forward),
-        Backend(
-            "numba", _numba_supports, functools.partial(_cost, "numba"), functools.partial(_through_op, "numba")
-        ),
+        Backend("numba", _numba_supports, functools.partial(_cost, "numba"), functools.partial(_through_op, "numba")),
         Backend(
             "triton", _triton_supports, functools.partial(_cost, "triton"), functools.partial(_through_op, "triton")
         ),

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from numba import types  # type: ignore[import-untyped]
-from numba.extending import overload  # type: ignore[import-untyped]
+from numba import types
+from numba.extending import overload
 from torch import Tensor
 
 from recurra.kernels.conv_cell_pointwise.layout import Rows, rows_of

@@ -144,7 +144,9 @@ def forward(cell: str, gi: Tensor, gh: Tensor | None, h: Tensor, u: Tensor | Non
     out = torch.empty_like(rows.h)
     second = _second(rows)
     if out.numel():
-        forward_kernel[_grid(rows)](rows.gi, second, rows.h, out, *_sizes(rows), *_constants(cell, rows), num_warps=WARPS)
+        forward_kernel[_grid(rows)](
+            rows.gi, second, rows.h, out, *_sizes(rows), *_constants(cell, rows), num_warps=WARPS
+        )
     return rows.restore(out, h.shape)
 
 

@@ -87,7 +87,10 @@ def _cost(backend: str, x: Tensor, weight: Tensor, bias: Tensor | None = None, *
     channels, filters = weight.shape[1:]
     pixels = x.numel() / max(channels, 1)
     products = pixels * 2.25 * channels * filters
-    return float(entry["call_us"] + (entry["ns_per_value"] * pixels * (channels + filters) + products * entry["ns_per_product"]) / 1000)
+    return float(
+        entry["call_us"]
+        + (entry["ns_per_value"] * pixels * (channels + filters) + products * entry["ns_per_product"]) / 1000
+    )
 
 
 OP = Op(

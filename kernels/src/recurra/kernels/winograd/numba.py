@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from recurra.kernels.jit import jit, over_ranges
+from recurra.kernels.jit import jit, jit_distinct, over_ranges
 from recurra.kernels.winograd.reference import STEP, TILE
 
 # Values of one of the 36 matrices of a block: 36 * 4 bytes * 8192 = 1.2 MB on each side of the product.
@@ -20,22 +20,33 @@ _B, _B2, _B3 = np.float32(1.5), np.float32(2.25), np.float32(3.375)
 _A2B2, _A2_B2 = np.float32(0.87890625), np.float32(2.640625)
 
 
-@jit
-def _line(a, b, c, d, e, f, o0, o1, o2, o3, o4, o5):  # type: ignore[no-untyped-def]
-    # One loop an output: few enough pointers for LLVM to check them for overlap and vectorise.
-    n = a.size
-    for q in range(n):
+@jit_distinct
+def _to_input(a, b, c, d, e, f, o0, o1, o2, o3, o4, o5):  # type: ignore[no-untyped-def]
+    for q in range(a.size):
+        near, far = e[q] - _B2 * c[q], _A * (d[q] - _B2 * b[q])
+        o1[q], o2[q] = near + far, near - far
+        near, far = e[q] - _A2 * c[q], _B * (d[q] - _A2 * b[q])
+        o3[q], o4[q] = near + far, near - far
         o0[q] = _A2B2 * a[q] - _A2_B2 * c[q] + e[q]
-    for q in range(n):
-        o1[q] = (e[q] - _B2 * c[q]) + _A * (d[q] - _B2 * b[q])
-    for q in range(n):
-        o2[q] = (e[q] - _B2 * c[q]) - _A * (d[q] - _B2 * b[q])
-    for q in range(n):
-        o3[q] = (e[q] - _A2 * c[q]) + _B * (d[q] - _A2 * b[q])
-    for q in range(n):
-        o4[q] = (e[q] - _A2 * c[q]) - _B * (d[q] - _A2 * b[q])
-    for q in range(n):
         o5[q] = _A2B2 * b[q] - _A2_B2 * d[q] + f[q]
+
+
+@jit_distinct
+def _to_output(a, b, c, d, e, f, o0, o1, o2, o3):  # type: ignore[no-untyped-def]
+    for q in range(a.size):
+        near, far = b[q] + c[q], d[q] + e[q]
+        o0[q] = a[q] + near + far
+        o2[q] = _A2 * near + _B2 * far
+        near, far = b[q] - c[q], d[q] - e[q]
+        o1[q] = _A * near + _B * far
+        o3[q] = _A3 * near + _B3 * far + f[q]
+
+
+@jit_distinct
+def _finish(source, bias, floor, o):  # type: ignore[no-untyped-def]
+    for q in range(o.size):
+        s = source[q] + bias[q]
+        o[q] = floor if s < floor else s
 
 
 @jit
@@ -55,7 +66,7 @@ def _spread(x, out, shift, first, last, columns, top, left, step, zeros, blank, 
                     t[i, j, :] = 0
                 continue
             xj = min(max(xj, 0), width - 1)
-            _line(
+            _to_input(
                 blank if zeros and top_out else x[min(max(y0, 0), low), xj],
                 blank if zeros and y1 > low else x[min(y1, low), xj],
                 blank if zeros and y2 > low else x[min(y2, low), xj],
@@ -66,7 +77,7 @@ def _spread(x, out, shift, first, last, columns, top, left, step, zeros, blank, 
             )  # fmt: skip
         for i in range(TILE):
             k = TILE * i
-            _line(
+            _to_input(
                 t[i, 0], t[i, 1], t[i, 2], t[i, 3], t[i, 4], t[i, 5],
                 out[k, place], out[k + 1, place], out[k + 2, place],
                 out[k + 3, place], out[k + 4, place], out[k + 5, place],
@@ -74,54 +85,30 @@ def _spread(x, out, shift, first, last, columns, top, left, step, zeros, blank, 
 
 
 @jit
-def _gather(m, y, bias, relu, shift, first, last, columns, top, left, step, t):  # type: ignore[no-untyped-def]
-    height, width, filters = y.shape
+def _gather(m, y, bias, relu, shift, first, last, columns, top, left, step, t, line):  # type: ignore[no-untyped-def]
+    height, width, _ = y.shape
     floor = m.dtype.type(0) if relu else m.dtype.type(-np.inf)
     for tile in range(first, last):
         place = tile - shift
         row = tile // columns
         x0 = left + step * STEP * (tile - row * columns)
         for j in range(TILE):
-            a, b, c = m[j, place], m[TILE + j, place], m[2 * TILE + j, place]
-            d, e, f = m[3 * TILE + j, place], m[4 * TILE + j, place], m[5 * TILE + j, place]
-            o0, o1, o2, o3 = t[0, j], t[1, j], t[2, j], t[3, j]
-            for q in range(filters):
-                o0[q] = a[q] + (b[q] + c[q]) + (d[q] + e[q])
-            for q in range(filters):
-                o1[q] = _A * (b[q] - c[q]) + _B * (d[q] - e[q])
-            for q in range(filters):
-                o2[q] = _A2 * (b[q] + c[q]) + _B2 * (d[q] + e[q])
-            for q in range(filters):
-                o3[q] = _A3 * (b[q] - c[q]) + _B3 * (d[q] - e[q]) + f[q]
+            _to_output(
+                m[j, place], m[TILE + j, place], m[2 * TILE + j, place],
+                m[3 * TILE + j, place], m[4 * TILE + j, place], m[5 * TILE + j, place],
+                t[0, j], t[1, j], t[2, j], t[3, j],
+            )  # fmt: skip
         for i in range(STEP):
             yi = top + step * (STEP * row + i)
             if yi >= height:
                 break
-            a, b, c, d, e, f = t[i, 0], t[i, 1], t[i, 2], t[i, 3], t[i, 4], t[i, 5]
-            o = y[yi, x0]
-            for q in range(filters):
-                s = a[q] + (b[q] + c[q]) + (d[q] + e[q]) + bias[q]
-                o[q] = floor if s < floor else s
-            if x0 + step < width:
-                o = y[yi, x0 + step]
-                for q in range(filters):
-                    s = _A * (b[q] - c[q]) + _B * (d[q] - e[q]) + bias[q]
-                    o[q] = floor if s < floor else s
-            if x0 + 2 * step < width:
-                o = y[yi, x0 + 2 * step]
-                for q in range(filters):
-                    s = _A2 * (b[q] + c[q]) + _B2 * (d[q] + e[q]) + bias[q]
-                    o[q] = floor if s < floor else s
-            if x0 + 3 * step < width:
-                o = y[yi, x0 + 3 * step]
-                for q in range(filters):
-                    s = _A3 * (b[q] - c[q]) + _B3 * (d[q] - e[q]) + f[q] + bias[q]
-                    o[q] = floor if s < floor else s
+            _to_output(t[i, 0], t[i, 1], t[i, 2], t[i, 3], t[i, 4], t[i, 5], line[0], line[1], line[2], line[3])
+            for k in range(STEP):
+                if x0 + k * step < width:
+                    _finish(line[k], bias, floor, y[yi, x0 + k * step])
 
 
-def conv(
-    x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int, padding: str, relu: bool, out: Tensor
-) -> None:
+def conv(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int, padding: str, relu: bool, out: Tensor) -> None:
     """Writes the convolution into `out`."""
     height, width, channels = x.shape[1:]
     filters = weight.shape[2]
@@ -159,13 +146,15 @@ def _back(product: Tensor, result: Any, bias: Any, relu: bool, start: int, stop:
 
     def work(a: int, b: int) -> None:
         scratch = np.empty((STEP, TILE, bias.size), bias.dtype)
-        _gather(source, result, bias, relu, start, start + a, start + b, *grid, scratch)
+        line = np.empty((STEP, bias.size), bias.dtype)
+        _gather(source, result, bias, relu, start, start + a, start + b, *grid, scratch, line)
 
     over_ranges(work, stop - start, 32)
 
 
 def _tiles_in(length: int, dilation: int) -> int:
-    return -(-(-(-length // dilation)) // STEP)
+    phase = -(-length // dilation)
+    return -(-phase // STEP)
 
 
 def _buffers(tiles: int, channels: int, filters: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

@@ -38,9 +38,7 @@ def winograd_weight(weight: Tensor) -> Tensor:
     return wide.flatten(0, 1).to(weight.dtype).contiguous()
 
 
-def conv(
-    x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int, padding: str, relu: bool, out: Tensor
-) -> None:
+def conv(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int, padding: str, relu: bool, out: Tensor) -> None:
     """Writes the convolution into `out`; dilation d is d² interleaved images."""
     height, width = x.shape[1:3]
     images = x.movedim(-1, 1)
