@@ -7,7 +7,7 @@ with the readout along the height and the phase encoding along the width.
 from abc import ABC, abstractmethod
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Complex64, Float32, Float64
@@ -41,7 +41,7 @@ class Volume(ABC):
         format: str,
         shape: tuple[int, int, int, int],
         centered: bool = True,
-        mask: Bool[NDArray[np.bool_], "row width"] | None = None,
+        mask: NDArray[Any] | None = None,
         acs_lines: int | None = None,
         recon_size: tuple[int, int] | None = None,
         padding: tuple[int, int] | None = None,
@@ -102,7 +102,7 @@ class Volume(ABC):
             raise IndexError(f"{self.path}: slice {index} of {len(self)}")
         return index % len(self)
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Volume":
         """The volume itself."""
         return self
 

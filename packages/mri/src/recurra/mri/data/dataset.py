@@ -1,0 +1,267 @@
+"""Slices for training: from files or generated, masked and scaled; their randomness depends on the seed alone.
+
+What is drawn for a sample is seeded by (seed, epoch, index), so that neither the number of workers nor the order of
+the samples changes it. A sample is a dict that torch's default collation turns into a batch:
+kspace (coil, height, width) complex64, sensitivity like it, mask (1, 1 or height, width) bool, target (row, column)
+float32 on the same scale, scale, acceleration, file, index.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import Dataset
+
+from recurra.mri.data.phantom import phantom_slice
+from recurra.mri.data.reading import open_volume
+from recurra.mri.data.volume import Volume
+from recurra.mri.masks import MaskGenerator, file_seed
+from recurra.mri.operators import center_crop
+from recurra.mri.preprocess import PreparedSlice, Preprocess
+
+
+@dataclass(frozen=True)
+class RawSlice:
+    """K-space of a slice and what its file says about it."""
+
+    path: Path
+    index: int
+    kspace: NDArray[np.complex64]
+    mask: NDArray[np.bool_] | None
+    acs_lines: int | None
+    padding: tuple[int, int] | None
+    recon_size: tuple[int, int] | None
+    centered: bool
+
+
+class EpochDataset(Dataset[dict[str, Any]]):
+    """A dataset that knows the epoch.
+
+    Attributes:
+        epoch: set by `set_epoch`; another epoch, other masks.
+    """
+
+    epoch: int = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """From now on samples are those of this epoch."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        """Number of samples."""
+        raise NotImplementedError
+
+
+class SliceDataset(EpochDataset):
+    """The slices of files.
+
+    Args:
+        files: k-space files of any known format.
+        preprocess: what is done to a slice.
+        mask: undersamples fully sampled slices; the mask of a file wins.
+        seed: of the masks; None gives each file its own mask, the same in every epoch, as for validation.
+        coils: number of coils that the files must have; 1 admits fastMRI's single-coil files.
+        outer_slices: slices left out at both ends of a volume.
+        acquisitions: take only volumes of these (fastMRI's attribute of this name); none takes all.
+        cache: share of the slices that is kept in memory as read, by MONAI.
+        crop: compare the part of the image alone that the scanner shows.
+
+    Raises:
+        ValueError: a file cannot be read, or nothing is left to train on.
+    """
+
+    def __init__(
+        self,
+        files: Sequence[str | Path],
+        preprocess: Preprocess,
+        *,
+        mask: MaskGenerator | None = None,
+        seed: int | None = None,
+        coils: int | None = None,
+        outer_slices: int = 0,
+        acquisitions: Sequence[str] = (),
+        cache: float = 0.0,
+        crop: bool = True,
+    ) -> None:
+        self.preprocess, self.mask, self.seed, self.coils, self.crop = preprocess, mask, seed, coils, crop
+        self.slices: list[tuple[Path, int]] = []
+        self.shapes: list[tuple[int, ...]] = []
+        for path in map(Path, files):
+            with open_volume(path, coils=coils) as volume:
+                if acquisitions and volume.attributes.get("acquisition") not in acquisitions:
+                    continue
+                kept = range(outer_slices, len(volume) - outer_slices)
+                if not kept:
+                    raise ValueError(
+                        f"{path}: has {len(volume)} slices; nothing is left without the outer {outer_slices}"
+                    )
+                self.slices += [(path, index) for index in kept]
+                self.shapes += [volume.shape[1:]] * len(kept)
+        if not self.slices:
+            wanted = f" of acquisition {', '.join(acquisitions)}" if acquisitions else ""
+            raise ValueError(f"no slices{wanted} in {len(files)} files; nothing to train on")
+        self._source = Cached(self._load, self.slices, cache)
+
+    def __len__(self) -> int:
+        """Number of slices."""
+        return len(self.slices)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """The sample of a slice."""
+        raw = self._source(index)
+        if not raw.centered and not self.preprocess.fft.startswith("uncentered"):
+            raise ValueError(
+                f"{raw.path}: Calgary-Campinas k-space belongs to the plain Fourier transform; "
+                f"use fft: uncentered-ortho in place of {self.preprocess.fft}"
+            )
+        seed = file_seed(raw.path) if self.seed is None else (self.seed, self.epoch, index)
+        try:
+            prepared = self.preprocess(
+                raw.kspace,
+                generator=self.mask,
+                seed=seed,
+                mask=raw.mask,
+                acs_lines=raw.acs_lines,
+                padding=raw.padding,
+            )
+        except ValueError as error:
+            raise ValueError(f"{raw.path}: slice {raw.index}: {error}") from None
+        size = raw.recon_size
+        # Seen through another transform than its own the image has no middle to crop to.
+        upright = raw.centered != self.preprocess.fft.startswith("uncentered")
+        if not (self.crop and upright):
+            size = None
+        return sample(prepared, raw.path.name, raw.index, size)
+
+    def _load(self, item: tuple[Path, int]) -> RawSlice:
+        path, index = item
+        with open_volume(path, coils=self.coils) as volume:
+            return read_slice(volume, index)
+
+
+class PhantomDataset(EpochDataset):
+    """Generated slices: never the same twice.
+
+    Args:
+        count: samples of an epoch.
+        preprocess: what is done to a slice.
+        mask: undersamples the slices.
+        seed: of phantoms and masks.
+        height: rows of the k-space.
+        width: columns of the k-space.
+        coils: receive coils.
+        noise: standard deviation relative to the image's maximum; by default drawn for each slice.
+        fixed: the same slices in every epoch, as for validation.
+        clean_target: the target is the phantom itself; else the image of its noisy k-space.
+    """
+
+    def __init__(
+        self,
+        count: int,
+        preprocess: Preprocess,
+        *,
+        mask: MaskGenerator | None = None,
+        seed: int = 0,
+        height: int = 192,
+        width: int = 160,
+        coils: int = 8,
+        noise: float | None = None,
+        fixed: bool = False,
+        clean_target: bool = True,
+    ) -> None:
+        if count < 1:
+            raise ValueError(f"PhantomDataset: count must be at least 1; got {count}")
+        self.count, self.preprocess, self.mask, self.seed = count, preprocess, mask, seed
+        self.shape, self.noise, self.fixed, self.clean_target = (height, width, coils), noise, fixed, clean_target
+        self.shapes = [(coils, height, width)] * count
+
+    def __len__(self) -> int:
+        """Number of slices of an epoch."""
+        return self.count
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """The sample of an index in the current epoch."""
+        if not 0 <= index < self.count:
+            raise IndexError(index)
+        seed = (self.seed, 0 if self.fixed else self.epoch, index)
+        height, width, coils = self.shape
+        kspace, _, image = phantom_slice(height, width, coils, seed, noise=self.noise)
+        prepared = self.preprocess(kspace, generator=self.mask, seed=seed)
+        if self.clean_target:
+            # The plain transform shows centred k-space with the image's middle in the corner.
+            corner = self.preprocess.fft.startswith("uncentered")
+            magnitude = np.fft.ifftshift(np.abs(image)) if corner else np.abs(image)
+            prepared.target = torch.from_numpy(magnitude) / prepared.scale
+        return sample(prepared, f"phantom_{'_'.join(map(str, seed))}", index, None)
+
+
+def sample(prepared: PreparedSlice, file: str, index: int, size: tuple[int, int] | None) -> dict[str, Any]:
+    """The dict of a prepared slice."""
+    return {
+        "kspace": prepared.kspace,
+        "sensitivity": prepared.sensitivity,
+        "mask": prepared.mask,
+        "target": prepared.target if size is None else center_crop(prepared.target, size),
+        "scale": prepared.scale,
+        "acceleration": prepared.acceleration,
+        "file": file,
+        "index": index,
+    }
+
+
+def read_slice(volume: Volume, index: int) -> RawSlice:
+    """A slice of an open volume with all that its preprocessing needs."""
+    return RawSlice(
+        path=volume.path,
+        index=index,
+        kspace=volume.kspace(index),
+        mask=volume.mask,
+        acs_lines=volume.acs_lines,
+        padding=volume.padding,
+        recon_size=volume.recon_size,
+        centered=volume.centered,
+    )
+
+
+class Cached:
+    """Loads items by index, the first of them from memory by MONAI's CacheDataset.
+
+    Args:
+        load: reads an item.
+        items: what can be loaded.
+        share: of the items that are kept.
+
+    Raises:
+        ValueError: the share is not between 0 and 1, or an item cannot be read.
+    """
+
+    def __init__(self, load: Callable[[Any], RawSlice], items: Sequence[Any], share: float) -> None:
+        if not 0 <= share <= 1:
+            raise ValueError(f"cache must be between 0 and 1; got {share}")
+        self.load, self.items = load, items
+        self._kept: Sequence[RawSlice] | None = None
+        if share == 0:
+            return
+        from monai.data import CacheDataset
+        from monai.transforms import Lambda
+
+        try:
+            # Indices, since MONAI takes tuples apart; slices are never changed in place and need no copy.
+            read = Lambda(self._at, track_meta=False)
+            self._kept = CacheDataset(
+                list(range(len(items))), read, cache_rate=share, num_workers=None, progress=False, copy_cache=False
+            )
+        except RuntimeError as error:
+            # MONAI wraps what the reader said
+            raise error.__cause__ if isinstance(error.__cause__, ValueError | OSError) else error from None
+
+    def __call__(self, index: int) -> RawSlice:
+        """The item."""
+        return self._at(index) if self._kept is None else self._kept[index]
+
+    def _at(self, index: int) -> RawSlice:
+        return self.load(self.items[index])
