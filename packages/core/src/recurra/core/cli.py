@@ -229,7 +229,7 @@ def choose_device(name: str = "auto") -> "torch.device":
 
 @contextmanager
 def progress(
-    total: int | None, what: str, *, unit: str = "slices", quiet: bool = False
+    total: int | None, what: str, *, unit: str = "slices", quiet: bool = False, transient: bool = False
 ) -> Iterator[Callable[..., None]]:
     """A function `advance(count=1, note="")` to call as work gets done.
 
@@ -241,6 +241,7 @@ def progress(
         what: what is being done.
         unit: what is counted.
         quiet: show nothing.
+        transient: remove the bar at the end.
     """
     done, started, latest = 0, time.perf_counter(), ""
 
@@ -263,7 +264,7 @@ def progress(
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}"))
-    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as bar:
+    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=transient) as bar:
         task = bar.add_task(what, total=total, note="")
 
         def advance(more: int = 1, note: str = "") -> None:

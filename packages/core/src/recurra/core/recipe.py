@@ -1,7 +1,8 @@
 """Recipes: a whole experiment as one page of YAML, whose schema is the signatures of the classes it names.
 
 A recipe has sections (model, data, loss, optimizer, scheduler, train, ...). In most, `name` picks a class from a dict
-of the domain, and the other keys are that class's constructor arguments. Section `tiny` holds what `--tiny` changes.
+of the domain, and the other keys are that class's constructor arguments. Section `tiny` holds what `--tiny` changes:
+single options ("section.key": value) or whole sections.
 """
 
 import inspect
@@ -97,7 +98,10 @@ def load_recipe(path_or_name: str | Path, overrides: Sequence[str] = (), *, tiny
     if tiny and reduced is None:
         raise UserError(f"{recipe.source}: has no section tiny; run it without --tiny")
     for key, value in (reduced or {}).items() if tiny else ():
-        _set(recipe, key, value, f"{recipe.source}: tiny: {key}")
+        if isinstance(value, dict) and key in recipe:
+            recipe[key] = value  # another class has other options
+        else:
+            _set(recipe, key, value, f"{recipe.source}: tiny: {key}")
     for override in overrides:
         key, equals, value = override.partition("=")
         if not equals:
@@ -108,7 +112,7 @@ def load_recipe(path_or_name: str | Path, overrides: Sequence[str] = (), *, tiny
 
 def save_recipe(recipe: Mapping[str, Any], path: Path) -> None:
     """Write a recipe with everything applied; training from the file repeats the run."""
-    text = yaml.safe_dump(_plain(recipe), sort_keys=False, allow_unicode=True, width=120)
+    text = yaml.safe_dump(plain(recipe), sort_keys=False, allow_unicode=True, width=120)
     with writing(path) as part:
         part.write_text(text, encoding="utf-8")
 
@@ -157,6 +161,7 @@ def construct(kind: Callable[..., _Kind], options: Mapping[str, Any], where: str
             raise UserError(f"{where}.{key}: {name} has no such option{nearest(key, known)}")
         if value is None and not _may_be_none(kind, key):  # jsonargparse takes it for an option that is not there
             raise UserError(_explain(f'Parser key "{key}"', kind, options, where))
+    options = {key: _as_choice(kind, key, value) for key, value in options.items()}
     try:
         parsed = vars(parser.parse_object(dict(options), defaults=False))
     except Exception as error:  # of several types, by version
@@ -172,6 +177,14 @@ def _may_be_none(kind: Callable[..., Any], key: str) -> bool:
     parameter = inspect.signature(kind).parameters.get(key)
     annotation = parameter.annotation if parameter else Any
     return annotation in (Any, None, inspect.Parameter.empty) or type(None) in get_args(annotation)
+
+
+def _as_choice(kind: Callable[..., Any], key: str, value: Any) -> Any:
+    """The value as text where the choices are texts: YAML takes `precision: 32` for a number."""
+    parameter = inspect.signature(kind).parameters.get(key)
+    if parameter and get_origin(parameter.annotation) is Literal and type(value) in (int, float):
+        return str(value) if str(value) in get_args(parameter.annotation) else value
+    return value
 
 
 def _explain(message: str, kind: Callable[..., Any], options: Mapping[str, Any], where: str) -> str:
@@ -208,7 +221,7 @@ def _find(name: str, package: str) -> Traversable:
 def _parse(text: str, source: str) -> Any:
     """YAML as plain values; at the top of a file a mapping."""
     try:
-        content = yaml.load(text, Loader=_Loader)
+        content = _Loader(text).get_single_data()
     except yaml.YAMLError as error:
         raise UserError(f"{source}: not YAML: {' '.join(str(error).split())}") from error
     if source.endswith((".yaml", ".yml")) and not isinstance(content, dict):
@@ -231,8 +244,8 @@ def _set(recipe: Recipe, key: str, value: Any, where: str) -> None:
     place[parts[-1]] = value
 
 
-def _plain(value: Any) -> Any:
-    """The value as YAML's safe dumper takes it."""
+def plain(value: Any) -> Any:
+    """The value with lists for tuples, as it comes back from a file."""
     if isinstance(value, Mapping):
-        return {key: _plain(item) for key, item in value.items()}
-    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+        return {key: plain(item) for key, item in value.items()}
+    return [plain(item) for item in value] if isinstance(value, (list, tuple)) else value

@@ -1,0 +1,538 @@
+import csv
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch import LightningDataModule
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+
+from recurra.core.checkpoint import Pretrained
+from recurra.core.cli import Interrupted, UserError
+from recurra.core.recipe import Recipe, construct
+from recurra.core.sampling import TrainBatches, ValidationBatches
+from recurra.core.schedules import SCHEDULES
+from recurra.core.training import Report, Task, TrainSettings, fit, seed_all
+
+
+class Line(Pretrained):
+    """A linear model with dropout."""
+
+    def __init__(self, *, width: int = 4, dropout: float = 0.3) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(3, width), nn.Dropout(dropout), nn.Tanh(), nn.Linear(width, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(x).squeeze(-1)
+
+
+class Points(Dataset[dict[str, Any]]):
+    """Noise of an epoch comes from (seed, epoch, index); asking for item `poison` gives NaN."""
+
+    def __init__(self, count: int, *, poison: int = -1) -> None:
+        self.count, self.poison, self.epoch = count, poison, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        generator = torch.Generator().manual_seed(1000 * self.epoch + index)
+        x = torch.rand(3, generator=generator)
+        y = x.sum() if index != self.poison else x.sum() * torch.nan
+        return {"x": x, "y": y, "file": f"point{index}.h5", "index": index}
+
+
+class PointData(LightningDataModule):
+    def __init__(self, train: int = 10, validation: int = 7, *, workers: int = 0, poison: int = -1) -> None:
+        super().__init__()
+        self.train, self.validation, self.workers = Points(train, poison=poison), Points(validation), workers
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        return DataLoader(self.train, num_workers=self.workers)
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        return DataLoader(self.validation, batch_size=2)
+
+
+class TrainOnly(PointData):
+    val_dataloader = LightningDataModule.val_dataloader
+
+
+class PlainTask(Task):
+    monitor = "error"
+
+    def training_step(self, batch: dict[str, Any], index: int) -> Tensor:
+        return (self.model(batch["x"]) - batch["y"]).square().mean()
+
+    def validation_step(self, batch: dict[str, Any], index: int) -> dict[str, Tensor]:
+        error = (self.model(batch["x"]) - batch["y"]).abs()
+        return {"error": error, "index": batch["index"].float()}
+
+    def figure(self, batch: dict[str, Any], path: Path) -> None:
+        path.write_bytes(b"png")
+
+
+class LineTask(PlainTask):
+    """Draws from every global generator."""
+
+    def training_step(self, batch: dict[str, Any], index: int) -> Tensor:
+        noise = torch.rand(()) + random.random() + np.random.rand()
+        return super().training_step(batch, index) * (1 + 0.1 * noise)
+
+
+SCHEDULE = {"name": "Cosine", "warmup": 2}
+
+
+def train(out: Path, data: LightningDataModule | None = None, *, resume: bool = False, **settings: Any) -> Report:
+    seed_all(5)
+    task = LineTask(Line(), optimizer={"name": "Adam", "lr": 0.05}, scheduler=SCHEDULE)
+    options: dict[str, Any] = {"batch_size": 2, "device": "cpu", **settings}
+    if not {"epochs", "steps"} & options.keys():
+        options["epochs"] = 3
+    return fit(task, data or PointData(), TrainSettings(**options), out, resume=resume, quiet=True)
+
+
+def state(folder: Path) -> dict[str, Any]:
+    return dict(torch.load(folder / "last" / "state.ckpt", weights_only=True))
+
+
+def same_weights(one: Path, other: Path) -> bool:
+    a, b = state(one), state(other)
+    assert a["global_step"] == b["global_step"]
+    return all(torch.equal(value, b["state_dict"][key]) for key, value in a["state_dict"].items())
+
+
+def rows(folder: Path) -> list[dict[str, str]]:
+    with (folder / "metrics.csv").open() as stream:
+        return list(csv.DictReader(stream))
+
+
+@torch.no_grad()
+def mean_error(model: Line) -> float:
+    """What validation should say."""
+    items = [Points(7)[index] for index in range(7)]
+    return float(torch.stack([(model(item["x"][None]) - item["y"]).abs() for item in items]).mean())
+
+
+# --- the run folder
+
+
+def test_run_folder_is_a_checkpoint_of_the_best(tmp_path: Path) -> None:
+    report = train(tmp_path / "run", epochs=4)
+    table = rows(tmp_path / "run")
+    assert [row["epoch"] for row in table] == ["1", "2", "3", "4"]
+    assert [row["step"] for row in table] == ["5", "10", "15", "20"]
+    errors = [float(row["error"]) for row in table]
+    assert report.best["error"] == min(errors)
+    assert report.best["epoch"] == 1 + errors.index(min(errors))
+    assert (report.epochs, report.steps, report.monitor) == (4, 20, "error")
+    model = Line.from_pretrained(tmp_path / "run")
+    assert model.metadata["training"]["error"] == min(errors)
+    assert mean_error(model) == pytest.approx(min(errors), rel=1e-6)
+    assert float(table[0]["index"]) == 3.0
+    names = {path.name for path in (tmp_path / "run").iterdir()}
+    assert names == {"README.md", "config.json", "figures", "last", "log.txt", "metrics.csv", "model.safetensors"}
+    assert [path.name for path in sorted((tmp_path / "run" / "figures").iterdir())] == [
+        f"epoch-000{epoch}.png" for epoch in range(1, 5)
+    ]
+    assert [path.name for path in (tmp_path / "run" / "last").iterdir()] == ["state.ckpt"]
+    log = (tmp_path / "run" / "log.txt").read_text()
+    assert "training Line (21 parameters) on 1 x cpu" in log
+    assert "epoch 4, step 20: " in log
+
+
+def test_training_learns(tmp_path: Path) -> None:
+    report = train(tmp_path / "run", PointData(40, 20), epochs=15)
+    assert report.best["error"] < 0.3 * report.history[0]["error"]
+
+
+def test_existing_run_is_refused_or_replaced(tmp_path: Path) -> None:
+    train(tmp_path / "run", epochs=3)
+    with pytest.raises(UserError, match=r"run: exists already and is not empty; pass --overwrite .* or pass --resume"):
+        train(tmp_path / "run")
+    (tmp_path / "run" / "notes.txt").touch()
+    fit(
+        LineTask(Line()),
+        PointData(),
+        TrainSettings(epochs=1, device="cpu"),
+        tmp_path / "run",
+        overwrite=True,
+        quiet=True,
+    )
+    assert len(rows(tmp_path / "run")) == 1
+    assert len(list((tmp_path / "run" / "figures").iterdir())) == 1
+    assert (tmp_path / "run" / "notes.txt").exists()
+
+
+def test_recipe_is_written_and_must_not_change_its_model(tmp_path: Path) -> None:
+    recipe = Recipe(model={"name": "Line", "sizes": (1, 2)}, train={"epochs": 1})
+    settings = TrainSettings(epochs=1, device="cpu")
+    fit(LineTask(Line()), PointData(), settings, tmp_path / "run", recipe=recipe, quiet=True)
+    assert "sizes:" in (tmp_path / "run" / "recipe.yaml").read_text()
+    longer = TrainSettings(epochs=2, device="cpu")
+    fit(LineTask(Line()), PointData(), longer, tmp_path / "run", recipe=recipe, resume=True, quiet=True)
+    other = Recipe(model={"name": "Line", "sizes": (1, 3)})
+    with pytest.raises(UserError, match=r"recipe\.yaml: model is another one"):
+        fit(LineTask(Line()), PointData(), longer, tmp_path / "run", recipe=other, resume=True, quiet=True)
+
+
+def test_without_validation_the_training_loss_decides(tmp_path: Path) -> None:
+    report = train(tmp_path / "run", TrainOnly(), epochs=2)
+    assert report.monitor == "loss"
+    assert report.best["loss"] == min(row["train_loss"] for row in report.history)
+    assert Line.from_pretrained(tmp_path / "run").metadata["training"]["epoch"] == report.best["epoch"]
+
+
+def test_steps_end_within_an_epoch_with_a_validation(tmp_path: Path) -> None:
+    report = train(tmp_path / "run", steps=8)
+    assert report.steps == 8
+    assert [row["step"] for row in rows(tmp_path / "run")] == ["5", "8"]
+    assert float(rows(tmp_path / "run")[-1]["error"]) > 0
+
+
+def test_progress_lines_off_a_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fit(LineTask(Line()), PointData(), TrainSettings(epochs=2, device="cpu"), tmp_path / "run")
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert [line.split(",")[0].split(" (")[0] for line in captured.err.splitlines()] == [
+        "training Line",
+        "epoch 1",
+        "epoch 2",
+    ]
+
+
+# --- laws
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_resume_law(tmp_path: Path, workers: int) -> None:
+    train(tmp_path / "whole", PointData(workers=workers), epochs=4)
+    for stop in (1, 3):
+        part = tmp_path / f"part{stop}"
+        task = LineTask(Line(), optimizer={"name": "Adam", "lr": 0.05}, scheduler=SCHEDULE)
+        seed_all(5)
+        task.model = Line()
+        with pytest.raises(Interrupted):
+            fit(
+                task,
+                Stopper(part, stop, workers),
+                TrainSettings(epochs=4, batch_size=2, device="cpu"),
+                part,
+                quiet=True,
+            )
+        assert state(part)["epoch"] == stop - 1
+        torch.rand(7)  # the world goes on in between
+        train(part, PointData(workers=workers), epochs=4, resume=True)
+        assert same_weights(part, tmp_path / "whole")
+        assert rows(part) == rows(tmp_path / "whole")
+        assert Line.from_pretrained(part).metadata == Line.from_pretrained(tmp_path / "whole").metadata
+
+
+class Stopper(PointData):
+    """Asks to stop when the last validation sample of an epoch is drawn."""
+
+    def __init__(self, out: Path, epoch: int, workers: int) -> None:
+        super().__init__(workers=workers)
+        drawn = 0
+        get = Points.__getitem__
+
+        class Counting(Points):
+            def __getitem__(self, index: int) -> dict[str, Any]:
+                nonlocal drawn
+                drawn += 1
+                if drawn == 7 * epoch:
+                    os.kill(os.getpid(), signal.SIGINT)
+                return get(self, index)
+
+        self.validation = Counting(7)
+
+
+class Batches(PointData):
+    """Asks to stop while a training batch is computed."""
+
+    def __init__(self, at: int) -> None:
+        super().__init__()
+        drawn = 0
+
+        class Counting(Points):
+            def __getitem__(self, index: int) -> dict[str, Any]:
+                nonlocal drawn
+                drawn += 1
+                if drawn == at:
+                    os.kill(os.getpid(), signal.SIGINT)
+                return super().__getitem__(index)
+
+        self.train = Counting(10)
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_resume_law_within_an_epoch(tmp_path: Path, accumulate: int) -> None:
+    train(tmp_path / "whole", epochs=3, accumulate=accumulate)
+    with pytest.raises(Interrupted, match=r"interrupted in epoch 2 after batch \d; saved in .*state.ckpt, go on with"):
+        train(tmp_path / "part", Batches(15), epochs=3, accumulate=accumulate)
+    assert state(tmp_path / "part")["recurra"]["batch"] > 0
+    train(tmp_path / "part", epochs=3, accumulate=accumulate, resume=True)
+    assert same_weights(tmp_path / "part", tmp_path / "whole")
+    assert [row["error"] for row in rows(tmp_path / "part")] == [row["error"] for row in rows(tmp_path / "whole")]
+
+
+def test_a_finished_run_can_go_on(tmp_path: Path) -> None:
+    train(tmp_path / "run", epochs=2)
+    assert train(tmp_path / "run", epochs=2, resume=True).steps == 10
+    assert train(tmp_path / "run", epochs=3, resume=True).steps == 15
+    assert len(rows(tmp_path / "run")) == 3
+
+
+def test_seed_law(tmp_path: Path) -> None:
+    train(tmp_path / "one", epochs=2, seed=1)
+    train(tmp_path / "again", PointData(workers=2), epochs=2, seed=1)
+    train(tmp_path / "other", epochs=2, seed=2)
+    assert same_weights(tmp_path / "one", tmp_path / "again")
+    assert not same_weights(tmp_path / "one", tmp_path / "other")
+
+
+def test_accumulated_passes_give_the_same_step(tmp_path: Path) -> None:
+    for name, accumulate in (("one", 1), ("two", 2)):
+        seed_all(1)
+        settings = TrainSettings(epochs=2, batch_size=4, accumulate=accumulate, device="cpu")
+        fit(PlainTask(Line(dropout=0.0)), PointData(8), settings, tmp_path / name, quiet=True)
+    one, two = state(tmp_path / "one"), state(tmp_path / "two")
+    assert one["global_step"] == two["global_step"] == 4
+    for key, value in one["state_dict"].items():
+        torch.testing.assert_close(value, two["state_dict"][key])
+
+
+# --- what goes wrong
+
+
+def test_loss_that_is_not_finite_names_batch_and_file(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"the loss is nan in epoch 1, batch \d \(.*point4\.h5.*\); look at these data"):
+        train(tmp_path / "run", PointData(poison=4))
+    assert "the loss is nan" in (tmp_path / "run" / "log.txt").read_text()
+
+
+def test_nothing_to_resume(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"run: nothing to resume \(no last/state.ckpt\)"):
+        train(tmp_path / "run", resume=True)
+
+
+def test_damaged_state_is_named(tmp_path: Path) -> None:
+    train(tmp_path / "run", epochs=1)
+    path = tmp_path / "run" / "last" / "state.ckpt"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(UserError, match=r"state\.ckpt: damaged; train anew"):
+        train(tmp_path / "run", resume=True)
+
+
+def test_failed_save_leaves_the_last_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    train(tmp_path / "run", epochs=1)
+    before = (tmp_path / "run" / "last" / "state.ckpt").read_bytes()
+
+    def full(self: Any, path: Path, **_: Any) -> None:
+        path.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("lightning.pytorch.Trainer.save_checkpoint", full)
+    with pytest.raises(OSError, match=r"no space left on disk"):
+        train(tmp_path / "run", epochs=2, resume=True)
+    assert (tmp_path / "run" / "last" / "state.ckpt").read_bytes() == before
+    assert [path.name for path in (tmp_path / "run" / "last").iterdir()] == ["state.ckpt"]
+
+
+def test_metric_that_decides_must_be_there(tmp_path: Path) -> None:
+    task = LineTask(Line())
+    task.monitor = "ssim"
+    with pytest.raises(ValueError, match="validation_step: no 'ssim', which decides; it returned error, index"):
+        fit(task, PointData(), TrainSettings(epochs=1, device="cpu"), tmp_path / "run", quiet=True)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "a.yaml: train: give epochs or steps, one of both; got epochs=None, steps=None"),
+        ({"epochs": 1, "steps": 1}, "a.yaml: train: give epochs or steps, one of both; got epochs=1, steps=1"),
+        ({"epochs": 0}, "a.yaml: train: epochs must be at least 1; got 0"),
+        ({"epochs": 1, "clip": -1.0}, "a.yaml: train: clip must be positive; got -1.0"),
+        ({"epochs": 1, "precision": "fp8"}, "a.yaml: train.precision must be one of 32, bf16, fp16; got 'fp8'"),
+        ({"epoch": 1}, "a.yaml: train.epoch: TrainSettings has no such option (did you mean epochs?)"),
+    ],
+)
+def test_bad_settings_are_one_line(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        construct(TrainSettings, options, "a.yaml: train")
+    assert str(caught.value) == message
+
+
+def test_precision_may_be_a_number_in_yaml() -> None:
+    assert construct(TrainSettings, {"epochs": 1, "precision": 32}, "a.yaml: train").precision == "32"
+
+
+def test_precision_needs_its_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UserError) as caught:
+        train(tmp_path / "run", precision="fp16")
+    message = "recipe needs CUDA for precision fp16, no GPU found; use precision=bf16 or precision=32"
+    assert str(caught.value) == message
+    assert not (tmp_path / "run").exists()
+
+
+def test_bf16_trains(tmp_path: Path) -> None:
+    train(tmp_path / "run", epochs=1, precision="bf16")
+    assert Line.from_pretrained(tmp_path / "run").layers[0].weight.dtype == torch.float32
+
+
+def test_batch_must_be_shared_evenly(tmp_path: Path) -> None:
+    with pytest.raises(
+        UserError, match="batch_size 3 cannot be shared by 1 processes in 2 passes; it must be a multiple of 2"
+    ):
+        train(tmp_path / "run", batch_size=3, accumulate=2)
+
+
+def test_absent_logger_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"train.logger=wandb needs wandb; pip install 'recurra-core\[wandb\]'"):
+        train(tmp_path / "run", logger="wandb")
+
+
+def test_tensorboard_records(tmp_path: Path) -> None:
+    pytest.importorskip("tensorboard")
+    train(tmp_path / "run", epochs=1, logger="tensorboard")
+    assert list((tmp_path / "run" / "tensorboard").glob("events*"))
+
+
+# --- several processes
+
+SCRIPT = """
+import importlib.util, json, sys
+from pathlib import Path
+spec = importlib.util.spec_from_file_location("case", {test!r})
+case = importlib.util.module_from_spec(spec)
+sys.modules["case"] = case
+spec.loader.exec_module(case)
+report = case.train_plainly(Path({out!r}), epochs={epochs})
+print("REPORT " + json.dumps([report.best, report.history, report.steps]), flush=True)
+"""
+
+
+def train_plainly(out: Path, *, epochs: int, resume: bool = False) -> Report:
+    """Train without any randomness but the order's."""
+    seed_all(5)
+    task = PlainTask(Line(dropout=0.0), optimizer={"name": "Adam", "lr": 0.05})
+    settings = TrainSettings(epochs=epochs, batch_size=4, device="cpu")
+    return fit(task, PointData(10, 7), settings, out, resume=resume, quiet=True)
+
+
+def script(tmp_path: Path, name: str, *, epochs: int) -> Path:
+    path = tmp_path / f"{name}.py"
+    path.write_text(textwrap.dedent(SCRIPT).format(test=__file__, out=str(tmp_path / name), epochs=epochs))
+    return path
+
+
+def test_two_processes_equal_one(tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    address = ["--master-addr", "127.0.0.1", "--master-port", port]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", *address]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "GLOO_SOCKET_IFNAME": "lo"}
+    command = [*torchrun, str(script(tmp_path, "two", epochs=2))]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=200, env=environment)
+    assert result.returncode == 0, result.stderr
+    reports = [json.loads(line.partition(" ")[2]) for line in result.stdout.splitlines() if line.startswith("REPORT")]
+    alone = train_plainly(tmp_path / "one", epochs=2)
+    assert len(reports) == 2
+    for best, history, steps in reports:
+        assert steps == alone.steps == 6
+        # 7 samples do not share evenly; the mean of their indices says that each counted once.
+        assert [row["index"] for row in history] == [row["index"] for row in alone.history] == [3.0, 3.0]
+        assert [row["error"] for row in history] == pytest.approx([row["error"] for row in alone.history], rel=1e-5)
+        assert best["error"] == pytest.approx(alone.best["error"], rel=1e-5)
+    # Written by one process only, and whole.
+    assert mean_error(Line.from_pretrained(tmp_path / "two")) == pytest.approx(alone.best["error"], rel=1e-5)
+    assert (tmp_path / "two" / "log.txt").read_text().count("epoch 1, step 3") == 1
+    assert [row["epoch"] for row in rows(tmp_path / "two")] == ["1", "2"]
+    assert [path.name for path in (tmp_path / "two" / "last").iterdir()] == ["state.ckpt"]
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3])
+def test_every_sample_is_validated_once(processes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    for count, size in ((7, 2), (1, 1), (2, 4), (6, 2), (9, 1)):
+        seen, lengths = [], set()
+        for rank in range(processes):
+            monkeypatch.setattr("recurra.core.sampling._rank_and_size", lambda rank=rank: (rank, processes))
+            batches = ValidationBatches(range(count), size, processes=processes)
+            lengths.add(len(list(batches)))
+            for number, batch in enumerate(batches):
+                seen += batch[: batches.real(number)]
+        assert sorted(seen) == list(range(count))
+        assert lengths == {len(batches)}
+
+
+@pytest.mark.parametrize("processes", [2, 3])
+def test_processes_share_the_global_batch(processes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    def batches(rank: int, size: int) -> list[list[int]]:
+        monkeypatch.setattr("recurra.core.sampling._rank_and_size", lambda: (rank, size))
+        given = TrainBatches(Points(11), 6, processes=size, seed=3, generator=torch.Generator())
+        given.set_epoch(2)
+        assert len(list(given)) == len(given)
+        return list(given)
+
+    alone = batches(0, 1)
+    shared = [batches(rank, processes) for rank in range(processes)]
+    for number, whole in enumerate(alone):
+        together = [index for rank in range(processes) for index in shared[rank][number]]
+        assert sorted(together)[: len(whole)] == sorted(whole) or set(whole) <= set(together)
+        assert len({len(shared[rank][number]) for rank in range(processes)}) == 1
+
+
+# --- Ctrl-C in a real process
+
+
+def test_ctrl_c_saves_and_says_how_to_resume(tmp_path: Path) -> None:
+    command = [sys.executable, str(script(tmp_path, "run", epochs=100_000))]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 100
+    while not (tmp_path / "run" / "last" / "state.ckpt").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert "Interrupted: interrupted" in errors
+    assert "state.ckpt, go on with --resume" in errors
+    saved = state(tmp_path / "run")
+    epochs = saved["recurra"]["epoch"] + 1
+    assert train_plainly(tmp_path / "run", epochs=epochs, resume=True).steps == 3 * epochs
+    train_plainly(tmp_path / "whole", epochs=epochs)
+    assert same_weights(tmp_path / "run", tmp_path / "whole")
+
+
+# --- schedules
+
+
+def factors(name: str, steps: list[int], **options: Any) -> list[float]:
+    factor = SCHEDULES[name](total=100, **options)
+    return [factor(step) for step in steps]
+
+
+def test_schedules() -> None:
+    assert factors("none", [0, 50]) == [1.0, 1.0]
+    assert factors("InverseSquareRoot", [0, 9, 10, 43], warmup=10) == pytest.approx([1 / 11, 10 / 11, 1.0, 0.5])
+    assert factors("InverseSquareRoot", [10, 43], warmup=0.1) == pytest.approx([1.0, 0.5])
+    assert factors("Cosine", [0, 10, 55, 100, 200], warmup=10, minimum=0.2) == pytest.approx([1 / 11, 1, 0.6, 0.2, 0.2])
+    assert factors("Step", [0, 5, 10, 19, 20, 40], every=20, factor=0.2, warmup=10) == pytest.approx(
+        [1 / 3, 2 / 3, 1, 1, 0.2, 0.04]
+    )
