@@ -8,7 +8,7 @@ from typing import Any
 
 import numba
 import torch
-from numba.core.compiler import CompilerBase, DefaultPassBuilder  # type: ignore[import-untyped]
+from numba.core.compiler import CompilerBase, DefaultPassBuilder
 
 # Contraction alone: NaN, infinity and signed zero keep their meaning.
 _FAST = {"contract"}
@@ -27,13 +27,13 @@ def jit(function: Callable[..., Any]) -> Callable[..., Any]:
     return compiled
 
 
-class _Distinct(CompilerBase):  # type: ignore[misc]
+class _Distinct(CompilerBase):
     """Numba's pipeline with the promise that no two array arguments overlap."""
 
     def define_pipelines(self) -> list[Any]:
         """The default pipeline; the flag reaches LLVM as `noalias`."""
         self.state.flags.noalias = True
-        return [DefaultPassBuilder.define_nopython_pipeline(self.state)]
+        return [DefaultPassBuilder.define_nopython_pipeline(self.state)]  # type: ignore[no-untyped-call]
 
 
 def jit_distinct(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -41,9 +41,8 @@ def jit_distinct(function: Callable[..., Any]) -> Callable[..., Any]:
 
     LLVM then vectorises loops over many arrays, for which it would give up comparing addresses.
     """
-    compiled: Callable[..., Any] = numba.njit(
-        pipeline_class=_Distinct, nogil=True, fastmath=_FAST, error_model="numpy"
-    )(function)
+    options: dict[str, Any] = {"nogil": True, "fastmath": _FAST, "error_model": "numpy"}
+    compiled: Callable[..., Any] = numba.njit(pipeline_class=_Distinct, **options)(inspect.unwrap(function))
     return compiled
 
 

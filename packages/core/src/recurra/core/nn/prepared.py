@@ -33,7 +33,7 @@ def unsupported(module: nn.Module) -> str | None:
     if isinstance(module, Conv2dGRU):
         if module.instance_norm:
             return "instance normalisation between the gates"
-        if any(gate[-1].weight.shape[-1] != 1 for gate in module.update_gates):  # type: ignore[union-attr, index]
+        if any(gate[-1].weight.shape[-1] != 1 for gate in module.update_gates):  # type: ignore[index]
             return "gates larger than 1x1"
         return None
     if isinstance(module, ConvGRUCell | ConvMGUCell | ConvIndRNNCell):
@@ -188,10 +188,12 @@ class Stack:
         self.layers, self.hidden, self.dense = stack.num_layers, stack.hidden_channels, stack.dense_connect
         self.convs: list[Convolution] = []
         for index, block in enumerate(stack.conv_blocks):
-            conv: nn.Conv2d = block[1]  # type: ignore[index, assignment]
+            conv: nn.Conv2d = block[1]  # type: ignore[index]
             relu = index < self.layers
             self.convs.append(Convolution(conv.weight, conv.bias, dilation=conv.dilation[0], relu=relu))
-        self.gates = [_Gates(*parts) for parts in zip(stack.reset_gates, stack.update_gates, stack.out_gates, strict=True)]
+        self.gates = [
+            _Gates(*parts) for parts in zip(stack.reset_gates, stack.update_gates, stack.out_gates, strict=True)
+        ]
         self._buffers = _Buffers()
 
     def zeros(self, like: Map) -> list[Tensor]:

@@ -11,7 +11,8 @@ What differs from the plain form, none of it an approximation:
 Whatever has no prepared form is reconstructed by the plain one.
 """
 
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -26,13 +27,7 @@ from recurra.mri.models.rim_block import ConvNonlinear, RecurrentLayer, RIMBlock
 from recurra.mri.models.rim_direct import DirectRIM
 from recurra.mri.operators import fft, rss, sense_expand, sense_reduce
 
-
-class Form(Protocol):
-    """What computes the reconstruction of checked arguments."""
-
-    def __call__(self, kspace: Tensor, maps: Tensor, mask: Tensor, **options: Any) -> Tensor:
-        """The image."""
-        ...
+Form = Callable[..., Tensor]  # kspace, maps, mask and the options of the model -> image
 
 
 class Prepared:
@@ -168,15 +163,14 @@ class _CIRIM:
             elif model.semantics == "paper":
                 for state in states:
                     state.zero_()
-            image = block(start, states, gradient)
+            last = image = block(start, states, gradient)
             if model.explicit:
                 measured = kspace - torch.where(mask, current - kspace, 0) * block.plain.dc_weight
-                current, image = measured - fft(sense_expand(image, maps), model.fft, model.fft_dim), None
+                current = measured - fft(sense_expand(last, maps), model.fft, model.fft_dim)
+                image = None
             elif not (model.keep_prediction or model.semantics == "atommic"):
-                current, image, result = image.unsqueeze(1), None, image
-        if image is not None:
-            return image
-        return self.blocks[-1].plain.combine_coils(current, maps) if model.explicit else result
+                current, image = last.unsqueeze(1), None
+        return self.blocks[-1].plain.combine_coils(current, maps) if model.explicit else last
 
 
 class _Network:

@@ -33,16 +33,17 @@ class MaskedFourier:
                 mask = mask.narrow(axis, 0, 1)
         self.weights = mask.to(torch.complex64)
 
-    def __call__(
-        self, coils: Complex[Tensor, "coil height width"], index: int
-    ) -> Complex[Tensor, "coil height width"]:
+    def __call__(self, coils: Complex[Tensor, "coil height width"], index: int) -> Complex[Tensor, "coil height width"]:
         """F⁻¹ m F of coil images of the batch's entry `index`; they are written over."""
         weights = self.weights[index if len(self.weights) > 1 else 0]
         if not self.axes:
             return coils.mul_(weights)
         if len(self.axes) == 1:
-            return torch.fft.ifft(torch.fft.fft(coils, dim=self.axes[0]).mul_(weights), dim=self.axes[0])
-        return torch.fft.ifftn(torch.fft.fftn(coils, dim=self.axes).mul_(weights), dim=self.axes)
+            axis = self.axes[0]
+            masked: Tensor = torch.fft.ifft(torch.fft.fft(coils, dim=axis).mul_(weights), dim=axis)
+        else:
+            masked = torch.fft.ifftn(torch.fft.fftn(coils, dim=self.axes).mul_(weights), dim=self.axes)
+        return masked
 
     def correct(
         self,
