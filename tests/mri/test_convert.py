@@ -27,12 +27,7 @@ PUBLISHED = [
     if "trained" in pair.stem
     for file in sorted((pair.parent / "containers").glob("*"))
 ]
-SMALL = {
-    "conv_filters": (6, 6, 2),
-    "recurrent_filters": (6, 6, 0),
-    "cascades": 2,
-    "fft": "uncentered-ortho",
-}
+SMALL = {"conv_filters": (6, 6, 2), "recurrent_filters": (6, 6, 0), "cascades": 2, "fft": "uncentered-ortho"}
 FIRST_GENERATION = {
     "model_name": "CIRIM",
     "recurrent_layer": "IndRNN",
@@ -140,10 +135,7 @@ def test_mridc_container(tmp_path: Path, config: dict[str, Any], mode: str) -> N
 
 def test_atommic_container(tmp_path: Path) -> None:
     model = cirim(semantics="atommic", fft="centered-ortho", sensitivity_net="normunet", sensitivity_filters=2)
-    renames = {
-        "cascades.": "reconstruction_module.",
-        "sensitivity_net.": "coil_sensitivity_maps_nn.",
-    }
+    renames = {"cascades.": "reconstruction_module.", "sensitivity_net.": "coil_sensitivity_maps_nn."}
     config = {**SECOND_GENERATION, "fft_centered": True, "train_ds": {"normalize_inputs": False}}
     path = container(tmp_path / "a.atommic", config, authors_state(model, renames))
     converted = CIRIM.from_pretrained(convert(path, "atommic", tmp_path / "out"))

@@ -160,6 +160,21 @@ def test_volume_scores_refuse_a_volume_in_two_parts() -> None:
         scores.add("a.h5", target[1], prediction[1])
 
 
+def test_volume_scores_forget_a_discarded_file() -> None:
+    target, prediction = square_pair()
+    scores = VolumeScores()
+    for file in ("a.h5", "b.h5"):
+        scores.add(file, target[0], prediction[0])
+    scores.discard("a.h5")
+    scores.discard("b.h5")
+    scores.discard("never.h5")
+    scores.finish()
+    assert scores.rows == {}
+    scores.add("a.h5", target[0], prediction[0])
+    scores.finish()
+    assert set(scores.rows) == {"a.h5"}
+
+
 def test_volume_scores_name_the_file() -> None:
     target, prediction = square_pair()
     scores = VolumeScores()

@@ -205,8 +205,9 @@ class Wasserstein(ImageLoss):
 
     def compare(self, prediction: Tensor, target: Tensor) -> Tensor:
         """Transport cost in log space: the plan is exp((u + v - cost) / regularization)."""
-        difference = prediction[:, :, None] - target[:, None, :]  # (batch, height, height, width)
-        cost = difference.square().sum(-1)
+        # Multiplied out, for the differences of all pairs of rows fill gigabytes.
+        norms = prediction.square().sum(-1)[:, :, None] + target.square().sum(-1)[:, None, :]
+        cost = (norms - 2 * prediction @ target.mT).clamp(min=0)  # (batch, height, height)
         log_mass = -torch.log(cost.new_tensor(float(cost.shape[1])))
         u = v = cost.new_zeros(cost.shape[:2])
         for _ in range(self.iterations):

@@ -196,6 +196,12 @@ class VolumeScores:
             raise ValueError(f"{self._file}: {error}") from error
         self._file, self._slices = None, []
 
+    def discard(self, file: str) -> None:
+        """Forgets a file, scored or begun."""
+        self.rows.pop(file, None)
+        if file == self._file:
+            self._file, self._slices = None, []
+
     def mean(self) -> Metrics:
         """Mean over the volumes scored so far; empty if there is none."""
         if not self.rows:
