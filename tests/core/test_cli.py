@@ -10,6 +10,7 @@ import torch
 import typer
 from typer.testing import CliRunner
 
+from recurra import core
 from recurra.core import cli
 from recurra.core.cli import UserError, choose_device, new_app, open_output, print_table, progress, run, writing
 
@@ -226,3 +227,10 @@ def test_print_table(capsys: pytest.CaptureFixture[str]) -> None:
     assert "31.235" in printed
     assert "[b]ssim" in printed
     assert "0.9" in printed
+
+
+def test_core_exports_what_it_names() -> None:
+    for name in core.__all__:
+        assert getattr(core, name) is not None
+    with pytest.raises(AttributeError, match="nothing"):
+        _ = core.nothing
