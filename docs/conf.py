@@ -1,11 +1,13 @@
 from importlib.metadata import version as installed_version
 
+from sphinx.application import Sphinx
+
 project = "Recurra"
 author = "The Recurra authors"
 copyright = "2026, the Recurra authors"
 version = release = installed_version("recurra-mri")
 
-extensions = ["myst_parser", "sphinx_gallery.gen_gallery", "sphinx.ext.mathjax"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx_gallery.gen_gallery", "sphinx.ext.mathjax"]
 exclude_patterns = ["_build", "gallery/*.rst", "gallery/auto/*.ipynb", "gallery/auto/*.py*", "sg_execution_times.rst"]
 myst_enable_extensions = ["amsmath", "dollarmath"]
 myst_heading_anchors = 3
@@ -23,3 +25,14 @@ sphinx_gallery_conf = {
     "show_memory": False,
     "write_computation_times": False,
 }
+
+autodoc_typehints = "none"
+
+
+def as_written(app: object, what: str, name: str, thing: object, options: object, lines: list[str]) -> None:
+    # Docstrings hold equations and tables in plain text: shown as they stand, not parsed as markup.
+    lines[:] = ["::", "", *(f"    {line}" for line in lines), ""]
+
+
+def setup(app: Sphinx) -> None:
+    app.connect("autodoc-process-docstring", as_written)

@@ -17,15 +17,15 @@ from recurra.mri.metrics import psnr, ssim
 from recurra.mri.predict import preprocess_of
 
 # %%
-# A phantom brings its k-space, the sensitivities of its coils and the image behind them. Here only the k-space is used, as with
-# a scanner; sensitivities are estimated from its centre.
+# A phantom brings its k-space, the sensitivities of its coils and the image behind them. Here only the k-space is used,
+# as with a scanner; sensitivities are estimated from its centre.
 
 kspace, _, _ = phantom_slice(160, 128, 8, seed=(2026, 1), noise=0.003)
 print(kspace.shape, kspace.dtype)
 
 # %%
-# The steps before a network belong to the network: which Fourier convention, which sensitivities, which scale. They include the
-# mask, here every fourth column, more densely in the centre.
+# The steps before a network belong to the network: which Fourier convention, which sensitivities, which scale. They
+# include the mask, here every fourth column, more densely in the centre.
 
 model = load_checkpoint("rim-small")
 mask = MASKS["equispaced_fraction"]([4], [0.08])
