@@ -170,7 +170,10 @@ def _cirim(config: Mapping[str, Any], state: State, renames: Renames) -> Convert
         "keep_prediction": config.get("keep_prediction", config.get("keep_eta", True)),
         "accumulate": config.get("accumulate_predictions", config.get("accumulate_estimates", True)),
     }
-    return ours, _rename(state, renames)
+    weights = _rename(state, renames)
+    # Configurations may leave `no_dc` out, which means another thing in every generation; the weights know.
+    explicit = any(key.endswith(".dc_weight") for key in weights)
+    return ours | {"data_consistency": "explicit" if explicit else "implicit"}, weights
 
 
 def _rename(state: State, renames: Renames) -> dict[str, Tensor]:

@@ -61,7 +61,8 @@ class CIRIM(Reconstructor):
         keep_prediction: with implicit data consistency and the paper's semantics, hand on the image itself. If not, it
             goes through the inverse Fourier transform like k-space: what the authors' code does, and of no use.
         accumulate: train on every estimate, the later the more; else on the last alone.
-        combine: how coil images become one.
+        combine: how coil images become one: at the end of explicit data consistency and, with ATOMMIC's semantics, for
+            the first estimate. "rss" loses the phase.
         sensitivity_net: learn the coil sensitivities from the centre of k-space, ignoring those given.
         sensitivity_filters: first channels of that network.
         sensitivity_pools: its poolings.
@@ -123,7 +124,10 @@ class CIRIM(Reconstructor):
             recurrent_dilations=recurrent_dilations,
             recurrent_bias=recurrent_bias,
         )
-        common: dict[str, Any] = {"cell": cell, "steps": self.steps, "dim": dim, "combine": combine}
+        self.combine = combine
+        common: dict[str, Any] = {"cell": cell, "steps": self.steps, "dim": dim}
+        # The paper's code combines coils by their sensitivities wherever an estimate starts.
+        common |= {"combine": "sense" if semantics == "paper" else combine}
         common |= {"data_consistency": data_consistency, "fft": fft, "fft_dim": fft_dim}
         self.cascades = nn.ModuleList(block(**common) for _ in range(cascades))
         self.sensitivity_net: LearnedSensitivity | None = None
@@ -201,7 +205,10 @@ class CIRIM(Reconstructor):
             assert isinstance(block, RIMBlock)
             run = self._recomputed(partial(block, image=image, hidden=state, sigma=sigma))
             outputs, last_state = run(current, kspace, sensitivity, mask)
-            images.append([block.combine_coils(k, sensitivity) for k in outputs] if self.explicit else outputs)
+            if self.explicit:
+                images.append([block.combine_coils(k, sensitivity, self.combine) for k in outputs])
+            else:
+                images.append(outputs)
             last, state = outputs[-1], last_state
             if self.semantics == "paper":
                 last, state = last.detach(), None

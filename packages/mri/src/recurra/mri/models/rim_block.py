@@ -110,7 +110,7 @@ class RIMBlock(nn.Module):
         steps: number of estimates.
         dim: number of spatial axes.
         data_consistency: whether estimates are images or data-consistent k-space.
-        combine: how coil images become one; "rss" loses the phase.
+        combine: how coil images become the first estimate; "rss" loses the phase.
         fft: convention of the Fourier transform.
         fft_dim: how many of the last axes k-space is in; all if None.
     """
@@ -226,11 +226,14 @@ class RIMBlock(nn.Module):
         return image + from_channels(self.final_layer(features)), states
 
     def combine_coils(
-        self, kspace: Complex[Tensor, "_ #coil *spatial"], sensitivity: Complex[Tensor, "_ coil *spatial"]
+        self,
+        kspace: Complex[Tensor, "_ #coil *spatial"],
+        sensitivity: Complex[Tensor, "_ coil *spatial"],
+        combine: Combine | None = None,
     ) -> Complex[Tensor, "_ *spatial"]:
-        """Return one image of k-space."""
+        """Return one image of k-space, combined the block's way or another."""
         coils = ifft(kspace, self.fft, self.fft_dim)
-        return sense_reduce(coils, sensitivity) if self.combine == "sense" else rss_components(coils)
+        return rss_components(coils) if (combine or self.combine) == "rss" else sense_reduce(coils, sensitivity)
 
 
 def _layers(**lists: Sequence[int]) -> list[dict[str, int]]:
