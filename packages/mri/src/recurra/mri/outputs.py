@@ -1,0 +1,343 @@
+"""Writes reconstructed volumes slice by slice: fastMRI's submission file, NIfTI, DICOM.
+
+A result that is not complete never looks complete: files are written as NAME.part and renamed at the end.
+"""
+
+import gzip
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from io import BufferedIOBase
+from pathlib import Path
+from typing import Any, Literal
+
+import h5py
+import numpy as np
+from jaxtyping import Complex64, Float32, Float64
+from numpy.typing import NDArray
+
+from recurra.core.cli import UserError, writing
+
+OutputFormat = Literal["fastmri", "nifti", "dicom"]
+
+
+class VolumeWriter(ABC):
+    """Takes the slices of a volume in order.
+
+    Args:
+        path: where they are written for now.
+        shape: (slice, row, column).
+    """
+
+    def __init__(self, path: Path, shape: tuple[int, int, int]) -> None:
+        self.path, self.shape = path, shape
+        self.written = 0
+
+    def write(self, image: NDArray[Any]) -> None:
+        """Adds a slice (row, column), real or complex.
+
+        Raises:
+            ValueError: it is of another size, has values that are no numbers, or is one too many.
+        """
+        if image.shape != self.shape[1:]:
+            raise ValueError(f"{self.path}: slice {self.written} has shape {image.shape}; expected {self.shape[1:]}")
+        if self.written == self.shape[0]:
+            raise ValueError(f"{self.path}: more than {self.shape[0]} slices")
+        if not np.isfinite(image).all():
+            raise ValueError(f"{self.path}: slice {self.written} of the reconstruction has NaN or infinite values")
+        self._write(image)
+        self.written += 1
+
+    def finish(self) -> None:
+        """Checks that all slices are there.
+
+        Raises:
+            ValueError: some are missing.
+        """
+        if self.written != self.shape[0]:
+            raise ValueError(f"{self.path}: {self.written} of {self.shape[0]} slices were written")
+
+    @abstractmethod
+    def _write(self, image: NDArray[Any]) -> None:
+        """Adds a slice that fits."""
+
+    def close(self) -> None:  # noqa: B027 - most formats hold nothing open
+        """Gives the file back."""
+
+
+class FastMRIWriter(VolumeWriter):
+    """The submission format of fastMRI: dataset `reconstruction`, float32 (slice, row, column).
+
+    HDF5 lays the file out; the slices are then written to their place by plain means. When a disk fills up, HDF5
+    cannot close its file any more and takes the process down with it; a plain file just reports the error.
+    """
+
+    def __init__(self, path: Path, shape: tuple[int, int, int]) -> None:
+        super().__init__(path, shape)
+        with path.open("wb") as probe:  # whether there is room for what HDF5 writes itself
+            probe.write(bytes(2**16))
+        with h5py.File(path, "w", locking=False) as file:
+            layout = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+            layout.set_layout(h5py.h5d.CONTIGUOUS)
+            layout.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+            layout.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+            space = h5py.h5s.create_simple(shape)
+            images = h5py.h5d.create(file.id, b"reconstruction", h5py.h5t.IEEE_F32LE, space, layout)
+            start = images.get_offset()
+        self._file = path.open("r+b")
+        self._file.seek(start)
+
+    def _write(self, image: NDArray[Any]) -> None:
+        self._file.write(np.abs(image).astype("<f4").tobytes())
+
+    def finish(self) -> None:
+        """Checks that all slices are there and brings them to the disk."""
+        super().finish()
+        self._file.close()
+
+    def close(self) -> None:
+        """Gives the file back."""
+        _close(self._file)
+
+
+class NIfTIWriter(VolumeWriter):
+    """One NIfTI file (.nii, .nii.gz): float32 magnitude, or phase in radians; by nibabel of the extra `nifti`.
+
+    Axes are (row, column, slice), placed in space by the affine. Slices are kept on disk, not in memory.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        shape: tuple[int, int, int],
+        *,
+        affine: Float64[NDArray[np.float64], "4 4"],
+        part: Literal["magnitude", "phase"] = "magnitude",
+        compress: bool = False,
+    ) -> None:
+        super().__init__(path, shape)
+        nibabel = _extra("nibabel", "NIfTI", "nifti")
+        header = nibabel.Nifti1Header()
+        header.set_data_dtype(np.float32)
+        header.set_data_shape((shape[1], shape[2], shape[0]))
+        header.set_sform(affine, code=1)
+        header.set_qform(affine, code=1, strip_shears=True)
+        header.set_xyzt_units("mm")
+        header["vox_offset"] = 352
+        header["magic"] = b"n+1"
+        self._phase = part == "phase"
+        # Level 1: noise does not compress any better at 9, which takes ten times as long.
+        self._file: BufferedIOBase = gzip.GzipFile(path, "wb", compresslevel=1) if compress else path.open("wb")
+        self._file.write(header.binaryblock)
+        self._file.write(bytes(352 - len(header.binaryblock)))
+
+    def _write(self, image: NDArray[Any]) -> None:
+        values = np.angle(image) if self._phase else np.abs(image)
+        # NIfTI's first axis runs fastest.
+        self._file.write(np.asfortranarray(values, np.dtype("<f4")).tobytes(order="F"))
+
+    def finish(self) -> None:
+        """Checks that all slices are there and brings them to the disk."""
+        super().finish()
+        self._file.close()
+
+    def close(self) -> None:
+        """Gives the file back."""
+        _close(self._file)
+
+
+class DICOMWriter(VolumeWriter):
+    """A folder of single-slice DICOM files, uint16 with RescaleSlope; by pydicom of the extra `dicom`.
+
+    They name no patient and no institution: they are derived images that hold what the raw file's geometry says.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        shape: tuple[int, int, int],
+        *,
+        affine: Float64[NDArray[np.float64], "4 4"],
+        name: str = "reconstruction",
+    ) -> None:
+        super().__init__(path, shape)
+        self._pydicom = _extra("pydicom", "DICOM", "dicom")
+        from pydicom.uid import generate_uid
+
+        self._affine, self._name = affine, name
+        self._study, self._series, self._frame = generate_uid(), generate_uid(), generate_uid()
+        path.mkdir()
+
+    def _write(self, image: NDArray[Any]) -> None:
+        from pydicom.dataset import FileDataset, FileMetaDataset
+        from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, generate_uid
+
+        magnitude = np.abs(image).astype(np.float64)
+        slope = float(magnitude.max()) / 65535 or 1.0
+        pixels = np.round(magnitude / slope).astype("<u2")
+        meta = FileMetaDataset()
+        meta.MediaStorageSOPClassUID = MRImageStorage
+        meta.MediaStorageSOPInstanceUID = generate_uid()
+        meta.TransferSyntaxUID = ExplicitVRLittleEndian
+        path = self.path / f"slice_{self.written + 1:04d}.dcm"
+        data = FileDataset(str(path), {}, file_meta=meta, preamble=bytes(128))
+        values: dict[str, Any] = {
+            "SOPClassUID": MRImageStorage,
+            "SOPInstanceUID": meta.MediaStorageSOPInstanceUID,
+            "StudyInstanceUID": self._study,
+            "SeriesInstanceUID": self._series,
+            "FrameOfReferenceUID": self._frame,
+            "Modality": "MR",
+            "ImageType": ["DERIVED", "PRIMARY", "M"],
+            "PatientName": "",
+            "PatientID": "",
+            "StudyDate": "",
+            "StudyTime": "",
+            "StudyID": "",
+            "AccessionNumber": "",
+            "ReferringPhysicianName": "",
+            "PatientBirthDate": "",
+            "PatientSex": "",
+            "Manufacturer": "",
+            "SeriesNumber": 1,
+            "SeriesDescription": self._name[:64],
+            "ScanningSequence": "RM",
+            "SequenceVariant": "NONE",
+            "ScanOptions": "",
+            "MRAcquisitionType": "2D",
+            "EchoTime": None,
+            "EchoTrainLength": None,
+            "InstanceNumber": self.written + 1,
+            "Rows": self.shape[1],
+            "Columns": self.shape[2],
+            "SamplesPerPixel": 1,
+            "PhotometricInterpretation": "MONOCHROME2",
+            "BitsAllocated": 16,
+            "BitsStored": 16,
+            "HighBit": 15,
+            "PixelRepresentation": 0,
+            "RescaleIntercept": "0",
+            "RescaleSlope": f"{slope:.10g}",
+            "RescaleType": "US",
+            "PixelData": pixels.tobytes(),
+        }
+        for key, value in (values | dicom_geometry(self._affine, self.written)).items():
+            setattr(data, key, value)
+        data.save_as(path, enforce_file_format=True)
+
+
+def dicom_geometry(affine: Float64[NDArray[np.float64], "4 4"], index: int) -> dict[str, Any]:
+    """The attributes that place a slice in space, in DICOM's left-posterior-superior frame."""
+    to_lps = np.array([-1.0, -1.0, 1.0])
+    rows, columns, slices = (affine[:3, axis] * to_lps for axis in range(3))
+    spacing = [float(np.linalg.norm(axis)) for axis in (rows, columns, slices)]
+    corner = affine @ np.array([0.0, 0.0, float(index), 1.0])
+    position = corner[:3] * to_lps
+    # The first direction is the one in which the column index grows.
+    directions = np.concatenate((columns / spacing[1], rows / spacing[0]))
+    return {
+        "ImagePositionPatient": [f"{value:.8g}" for value in position],
+        "ImageOrientationPatient": [f"{value:.8g}" for value in directions],
+        "PixelSpacing": [f"{spacing[0]:.8g}", f"{spacing[1]:.8g}"],
+        "SliceThickness": f"{spacing[2]:.8g}",
+        "SpacingBetweenSlices": f"{spacing[2]:.8g}",
+    }
+
+
+@contextmanager
+def volume_writer(
+    path: str | Path,
+    shape: tuple[int, int, int],
+    *,
+    format: OutputFormat = "fastmri",
+    affine: Float64[NDArray[np.float64], "4 4"] | None = None,
+    part: Literal["magnitude", "phase"] = "magnitude",
+) -> Iterator[VolumeWriter]:
+    """A writer for a volume; the file is there once the block ends without an error, and not before.
+
+    Args:
+        path: the file, for DICOM the folder.
+        shape: (slice, row, column).
+        format: of the file.
+        affine: from (row, column, slice) to millimetres; by default voxels of 1 mm.
+        part: what NIfTI holds of a complex image.
+
+    Raises:
+        ValueError: slices are missing or do not fit.
+        UserError: the format's package is not installed.
+        OSError: the disk is full, or the place may not be written to.
+    """
+    place = np.eye(4) if affine is None else affine
+    with writing(Path(path)) as temporary:
+        writer: VolumeWriter
+        if format == "nifti":
+            writer = NIfTIWriter(temporary, shape, affine=place, part=part, compress=Path(path).suffix == ".gz")
+        elif format == "dicom":
+            writer = DICOMWriter(temporary, shape, affine=place, name=Path(path).name)
+        else:
+            writer = FastMRIWriter(temporary, shape)
+        try:
+            yield writer
+            writer.finish()
+        finally:
+            writer.close()
+
+
+def write_fastmri(path: str | Path, images: Float32[NDArray[np.float32], "slice row column"]) -> None:
+    """Writes a whole volume in fastMRI's submission format."""
+    _write_all(path, images, "fastmri", None)
+
+
+def write_nifti(
+    path: str | Path,
+    images: Float32[NDArray[np.float32], "slice row column"] | Complex64[NDArray[np.complex64], "slice row column"],
+    affine: Float64[NDArray[np.float64], "4 4"],
+    *,
+    part: Literal["magnitude", "phase"] = "magnitude",
+) -> None:
+    """Writes a whole volume as NIfTI."""
+    _write_all(path, images, "nifti", affine, part)
+
+
+def write_dicom(
+    folder: str | Path,
+    images: Float32[NDArray[np.float32], "slice row column"],
+    affine: Float64[NDArray[np.float64], "4 4"],
+) -> None:
+    """Writes a whole volume as a folder of DICOM files."""
+    _write_all(folder, images, "dicom", affine)
+
+
+def _write_all(
+    path: str | Path,
+    images: NDArray[Any],
+    format: OutputFormat,
+    affine: NDArray[np.float64] | None,
+    part: Literal["magnitude", "phase"] = "magnitude",
+) -> None:
+    slices, rows, columns = images.shape
+    with volume_writer(path, (slices, rows, columns), format=format, affine=affine, part=part) as writer:
+        for image in images:
+            writer.write(image)
+
+
+def _close(file: BufferedIOBase) -> None:
+    """Closes a file; what it still held back is lost when the disk is full, which has been reported by then."""
+    with suppress(OSError):
+        file.close()
+
+
+def _extra(module: str, what: str, extra: str) -> Any:
+    """A module of an extra.
+
+    Raises:
+        UserError: it is not installed.
+    """
+    from importlib import import_module
+
+    try:
+        return import_module(module)
+    except ImportError:
+        raise UserError(
+            f"writing {what} needs the package {module}; install it with: pip install 'recurra-mri[{extra}]'"
+        ) from None
