@@ -170,7 +170,7 @@ class _CIRIM:
                 image = None
             elif not (model.keep_prediction or model.semantics == "atommic"):
                 current, image = last.unsqueeze(1), None
-        return self.blocks[-1].plain.combine_coils(current, maps) if model.explicit else last
+        return self.blocks[-1].plain.combine_coils(current, maps, model.combine) if model.explicit else last
 
 
 class _Network:
