@@ -1,4 +1,5 @@
 import csv
+import io
 import json
 import os
 import random
@@ -202,6 +203,28 @@ def test_steps_end_within_an_epoch_with_a_validation(tmp_path: Path) -> None:
     assert report.steps == 8
     assert [row["step"] for row in rows(tmp_path / "run")] == ["5", "8"]
     assert float(rows(tmp_path / "run")[-1]["error"]) > 0
+    assert state(tmp_path / "run")["recurra"]["best"] == report.best
+    assert sorted(path.name for path in (tmp_path / "run" / "figures").iterdir()) == [
+        "epoch-0001.png",
+        "epoch-0002.png",
+    ]
+
+
+def test_validation_after_some_epochs_and_at_the_end(tmp_path: Path) -> None:
+    train(tmp_path / "run", epochs=5, validate_every=2)
+    assert [bool(row["error"]) for row in rows(tmp_path / "run")] == [False, True, False, True, True]
+
+
+def test_bar_on_a_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setattr(sys, "stderr", screen := Terminal())
+    fit(LineTask(Line()), PointData(), TrainSettings(epochs=2, device="cpu"), tmp_path / "run")
+    assert "10/10" in screen.getvalue()
+    assert "batches/s" in screen.getvalue()
+    assert "epoch 2, step 20: " in screen.getvalue()
 
 
 def test_progress_lines_off_a_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -113,6 +113,11 @@ class RunFolder(Callback):
     @override
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._close_bar()
+        if self.validation is not None and not self._values and self._is_over(trainer):
+            # The last step fell between two validations; Lightning's own loop makes up for it.
+            trainer.validating = True
+            trainer.fit_loop.epoch_loop.val_loop.run()
+            trainer.training = True
         loss = trainer.strategy.reduce(torch.as_tensor(self._losses / max(1, self._batches)), reduce_op="mean")
         rate = trainer.optimizers[0].param_groups[0]["lr"]
         row = {"epoch": trainer.current_epoch + 1, "step": trainer.global_step, "learning_rate": rate}
@@ -125,6 +130,12 @@ class RunFolder(Callback):
         self.save(trainer, batch=0)
         if self._stops(trainer):
             raise Stopped(f"after epoch {row['epoch']}")
+
+    @staticmethod
+    def _is_over(trainer: Trainer) -> bool:
+        """Whether this epoch is the last."""
+        steps, epochs = trainer.max_steps, trainer.max_epochs
+        return 0 <= steps <= trainer.global_step or (epochs is not None and 0 <= epochs <= trainer.current_epoch + 1)
 
     def _stops(self, trainer: Trainer) -> bool:
         """Whether any process was asked to stop; all come to the same answer."""
@@ -272,11 +283,6 @@ class RunFolder(Callback):
             table = csv.DictWriter(stream, columns)
             table.writeheader()
             table.writerows(self.history)
-
-    def add_validation(self, trainer: Trainer) -> None:
-        """Put what a validation after the end found into the last row."""
-        self.history[-1].update(self._values)
-        self._write_history(trainer)
 
 
 def _random_state() -> dict[str, Any]:

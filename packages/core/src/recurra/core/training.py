@@ -249,14 +249,11 @@ def _run(
     folder: RunFolder,
     state: Path | None,
 ) -> None:
-    """Train; validate once more where the last step fell into an epoch."""
+    """Train, and say in our words why it stopped early."""
     train, validation = loaders
     task.train()
     try:
         trainer.fit(task, train, validation, ckpt_path=state, weights_only=True)
-        if validation is not None and folder.history and folder.monitor(task) not in folder.history[-1]:
-            trainer.validate(task, validation, verbose=False)
-            folder.add_validation(trainer)
     except (Stopped, SIGTERMException) as stop:
         raise Interrupted(f"interrupted {stop}; saved in {folder.folder / LAST}, go on with --resume") from stop
     except SystemExit as stop:  # how Lightning answers Ctrl-C when it was pressed again
