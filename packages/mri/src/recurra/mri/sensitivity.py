@@ -14,6 +14,8 @@ from torch import Tensor
 from recurra.mri.operators import FFTConvention, divide_nonzero, ifft, rss
 
 _MAP_NAMES = ("sensitivity", "sensitivity_map", "sensitivity_maps", "maps", "espirit_maps")
+_CHUNK = 2**22
+"""Elements of the covariances held at a time."""
 
 
 def unit_maps(kspace: Complex[Tensor, "coil height width"]) -> Complex[Tensor, "coil height width"]:
@@ -134,7 +136,7 @@ def _dominant_eigenvectors(
     along_y, along_x = (_phases(n, size, correlation) for n in shape)
     columns = correlation @ along_x  # (coil, coil, lag, width)
     maps = correlation.new_empty(coils, height, width)
-    chunk = max(1, 2**24 // (coils**2 * width))
+    chunk = max(1, _CHUNK // (coils**2 * width))
     for start in range(0, height, chunk):
         phases = along_y[:, start : start + chunk]  # (lag, rows)
         covariance = torch.einsum("cdlw,ly->ywcd", columns, phases).flatten(0, 1)
