@@ -54,7 +54,7 @@ class Preprocess:
         fft: Fourier convention of the network.
         maps: how coil maps are estimated; a single coil always has the unit map.
         scaling: `quantile` of the masked k-space's magnitude, the maximum of its coil images, or none.
-        quantile: that quantile.
+        quantile: that quantile; None for the maximum.
         gaussian_sigma: damps the calibration samples of RSS maps.
         padding_eps: samples whose magnitude over coils is below this share of the mean are padding; 0 keeps all.
         coil_compression: number of virtual coils; None keeps the measured ones.
@@ -63,7 +63,7 @@ class Preprocess:
     fft: FFTConvention = "centered-ortho"
     maps: Maps = "rss"
     scaling: Scaling = "quantile"
-    quantile: float = 0.99
+    quantile: float | None = 0.99
     gaussian_sigma: float | None = 0.7
     padding_eps: float = 0.001
     coil_compression: int | None = None
@@ -84,10 +84,10 @@ class Preprocess:
         *,
         generator: MaskGenerator | None = None,
         seed: Seed = None,
-        mask: Bool[NDArray[np.bool_], "row width"] | None = None,
+        mask: NDArray[np.bool_] | None = None,
         acs_lines: int | None = None,
         padding: tuple[int, int] | None = None,
-        sensitivity: Complex[Tensor, "coil height width"] | None = None,
+        sensitivity: Tensor | None = None,
     ) -> PreparedSlice:
         """The slice, prepared.
 
@@ -95,10 +95,10 @@ class Preprocess:
             kspace: as measured.
             generator: undersamples fully sampled k-space; not used when there is a `mask`.
             seed: of the generator's draw.
-            mask: the file's own sampling pattern.
+            mask: the file's own sampling pattern (1 or height, width).
             acs_lines: how many central lines it says are calibration.
             padding: first measured column and first column after those measured.
-            sensitivity: known coil maps.
+            sensitivity: known coil maps (coil, height, width), complex.
 
         Raises:
             ValueError: the mask leaves too few calibration samples, or the maps are of another size.
@@ -225,7 +225,8 @@ def compress_coils(
             u, _, vh = torch.linalg.svd(basis[row].mH @ basis[row - 1])
             basis[row] = basis[row] @ (u @ vh)
         compressed: Tensor = torch.einsum("ycv,cyx->vyx", basis.conj(), hybrid)
-        return torch.fft.fftshift(torch.fft.fft(compressed, dim=1, norm="ortho"), dim=1)
+        spectrum: Tensor = torch.fft.fft(compressed, dim=1, norm="ortho")
+        return torch.fft.fftshift(spectrum, dim=1)
     vectors = torch.linalg.svd(kspace[:, acs.expand(kspace.shape[1:])], full_matrices=False).U[:, :coils]
     result: Tensor = torch.einsum("cv,cyx->vyx", vectors.conj(), kspace)
     return result
