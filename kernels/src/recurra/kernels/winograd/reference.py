@@ -70,10 +70,10 @@ def _assemble(tiles: Tensor, weight: Tensor, rows: int, columns: int) -> Tensor:
     batch, channels, down, across = tiles.shape[:4]
     to_input, to_output = tiles.new_tensor(INPUT), tiles.new_tensor(OUTPUT)
     spread = torch.einsum("ia,bcyxad,jd->ijbyxc", to_input, tiles, to_input)
-    product = spread.reshape(TILE * TILE, -1, channels) @ weight
-    product = product.view(TILE, TILE, batch, down, across, -1)
+    product = spread.reshape(TILE * TILE, batch * down * across, channels) @ weight
+    product = product.view(TILE, TILE, batch, down, across, weight.shape[2])
     image = torch.einsum("pi,ijbyxf,qj->bypxqf", to_output, product, to_output)
-    return image.reshape(batch, STEP * down, STEP * across, -1)[:, :rows, :columns]
+    return image.reshape(batch, STEP * down, STEP * across, weight.shape[2])[:, :rows, :columns]
 
 
 def direct(x: Tensor, weight: Tensor, bias: Tensor | None, dilation: int, padding: str, relu: bool) -> Tensor:
