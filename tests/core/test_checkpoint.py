@@ -255,14 +255,19 @@ def snapshot(folder: Path) -> dict[str, bytes]:
 def test_full_disk_leaves_the_old_checkpoint(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = snapshot(folder)
 
-    def full(tensors: dict[str, Tensor], path: Path, metadata: dict[str, str]) -> None:
-        path.write_bytes(b"half")
-        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+    for error, message in (
+        (OSError(errno.ENOSPC, "No space left on device"), "no space left on disk /"),
+        (safetensors.SafetensorError("I/O error: No space left on device (os error 28)"), "no space left on disk /"),
+        (OSError(errno.EIO, "Input/output error"), "square: cannot write the checkpoint: .*Input/output error"),
+    ):
 
-    monkeypatch.setattr(safetensors.torch, "save_file", full)
-    with pytest.raises(OSError, match="No space left"):
-        Square(5, sizes=(2,)).save_pretrained(folder)
-    assert snapshot(folder) == before
+        def full(*_: Any, error: Exception = error, **__: Any) -> None:
+            raise error
+
+        monkeypatch.setattr(safetensors.torch, "save_file", full)
+        with pytest.raises(OSError, match=message):
+            Square(5, sizes=(2,)).save_pretrained(folder)
+        assert snapshot(folder) == before
 
 
 @pytest.mark.parametrize("survives", [0, 1, 2])

@@ -425,6 +425,12 @@ def test_batch_must_be_shared_evenly(tmp_path: Path) -> None:
         train(tmp_path / "run", batch_size=3, accumulate=2)
 
 
+def test_run_that_cannot_start_leaves_no_folder(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="Points: the dataset is empty"):
+        train(tmp_path / "run", PointData(0))
+    assert not (tmp_path / "run").exists()
+
+
 def test_absent_logger_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"train.logger=wandb needs wandb; pip install 'recurra-core\[wandb\]'"):

@@ -17,6 +17,7 @@ import torch
 from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 
+from recurra.core.cli import disk_is_full, full_disk
 from recurra.core.foreign import read_container, read_foreign
 from recurra.core.names import nearest
 
@@ -84,23 +85,7 @@ class Pretrained(nn.Module, PyTorchModelHubMixin, library_name="recurra"):
         described = self.metadata if metadata is None else dict(metadata)
         text = _config_text(self, described)
         weights = _distinct(self)
-        folder.mkdir(parents=True, exist_ok=True)
-        aside = folder / ".saving"
-        shutil.rmtree(aside, ignore_errors=True)  # what a killed process left
-        try:
-            aside.mkdir()
-            (aside / CONFIG).write_text(text, encoding="utf-8")
-            (aside / CARD).write_text(_card(self, described), encoding="utf-8")
-            safetensors.torch.save_file(weights, aside / WEIGHTS, metadata={"format": "pt"})
-            if _arguments_of(folder / CONFIG) != _arguments_of(aside / CONFIG):
-                # Between the renames no old config may stand beside weights it does not describe.
-                (folder / CONFIG).unlink(missing_ok=True)
-            for name in (CARD, WEIGHTS, CONFIG):
-                os.replace(aside / name, folder / name)
-        except safetensors.SafetensorError as error:
-            raise OSError(f"{folder / WEIGHTS}: cannot write the weights: {error}") from error
-        finally:
-            shutil.rmtree(aside, ignore_errors=True)
+        _replace_files(folder, text, _card(self, described), weights)
         if push_to_hub:
             return str(self.push_to_hub(repo_id or folder.name, **hub))
         return None
@@ -180,6 +165,29 @@ def _config_text(model: Pretrained, metadata: dict[str, Any]) -> str:
     if metadata:
         config["metadata"] = metadata
     return json.dumps(config, indent=2) + "\n"
+
+
+def _replace_files(folder: Path, config: str, card: str, weights: dict[str, Tensor]) -> None:
+    """Write the files of a checkpoint aside, then put them in place."""
+    folder.mkdir(parents=True, exist_ok=True)
+    aside = folder / ".saving"
+    shutil.rmtree(aside, ignore_errors=True)  # what a killed process left
+    try:
+        aside.mkdir()
+        (aside / CONFIG).write_text(config, encoding="utf-8")
+        (aside / CARD).write_text(card, encoding="utf-8")
+        safetensors.torch.save_file(weights, aside / WEIGHTS, metadata={"format": "pt"})
+        if _arguments_of(folder / CONFIG) != _arguments_of(aside / CONFIG):
+            # Between the renames no old config may stand beside weights it does not describe.
+            (folder / CONFIG).unlink(missing_ok=True)
+        for name in (CARD, WEIGHTS, CONFIG):
+            os.replace(aside / name, folder / name)
+    except (safetensors.SafetensorError, OSError) as error:
+        if disk_is_full(error):
+            raise full_disk(folder / WEIGHTS) from error
+        raise OSError(f"{folder}: cannot write the checkpoint: {_line(error)}") from error
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
 
 
 def _arguments_of(path: Path) -> Any:

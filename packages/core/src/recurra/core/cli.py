@@ -175,8 +175,8 @@ def writing(path: Path) -> Iterator[Path]:
         os.replace(part, path)
     except BaseException as error:
         _remove(part)
-        if isinstance(error, Exception) and _disk_is_full(error):
-            raise OSError(errno.ENOSPC, f"no space left on disk {_disk(path)}", str(path)) from error
+        if isinstance(error, Exception) and disk_is_full(error):
+            raise full_disk(path) from error
         raise
 
 
@@ -188,20 +188,20 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _disk_is_full(error: Exception) -> bool:
+def disk_is_full(error: Exception) -> bool:
     """Whether a write failed for want of space, whichever library reports it."""
     return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(error)
 
 
-def _disk(path: Path) -> str:
-    """Mount point of a path, and what is free there."""
+def full_disk(path: Path) -> OSError:
+    """The error of a disk that is full: names the file, the mount point and what is free there."""
     place = path.absolute().parent
     while not place.exists():
         place = place.parent
-    free = shutil.disk_usage(place).free
+    free = shutil.disk_usage(place).free / 2**20
     while not place.is_mount():
         place = place.parent
-    return f"{place} ({free / 2**20:.1f} MiB free)"
+    return OSError(errno.ENOSPC, f"no space left on disk {place} ({free:.1f} MiB free)", str(path))
 
 
 def choose_device(name: str = "auto") -> "torch.device":

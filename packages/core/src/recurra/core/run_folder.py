@@ -3,9 +3,12 @@
 import csv
 import math
 import random
+import signal
 import sys
+import threading
 import time
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -283,6 +286,26 @@ class RunFolder(Callback):
             table = csv.DictWriter(stream, columns)
             table.writeheader()
             table.writerows(self.history)
+
+
+@contextmanager
+def stop_signals(folder: RunFolder) -> Iterator[None]:
+    """While inside, a first Ctrl-C or SIGTERM lets the batch end and the state be saved; a second Ctrl-C does not."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, _: Any) -> None:
+        if folder.stop_requested and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        folder.stop_requested = signal.Signals(number).name
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _random_state() -> dict[str, Any]:

@@ -4,8 +4,6 @@ import importlib.util
 import logging
 import os
 import shutil
-import signal
-import threading
 import time
 import warnings
 from collections.abc import Iterator, Mapping
@@ -26,7 +24,7 @@ from torch.utils.data import DataLoader
 from recurra.core.checkpoint import CARD, CONFIG, WEIGHTS, Pretrained
 from recurra.core.cli import Interrupted, UserError, choose_device, open_output
 from recurra.core.recipe import build, load_recipe, plain, save_recipe
-from recurra.core.run_folder import FIGURES, LAST, LOG, METRICS, RECIPE, RunFolder, Stopped
+from recurra.core.run_folder import FIGURES, LAST, LOG, METRICS, RECIPE, RunFolder, Stopped, stop_signals
 from recurra.core.sampling import train_loader, validation_loader
 from recurra.core.schedules import OPTIMIZERS, SCHEDULES
 
@@ -198,28 +196,10 @@ def fit(
     """
     out = Path(out)
     with _quiet_lightning():
-        options = _machine(settings)
         if _is_first_process():
-            _prepare(out, resume=resume, overwrite=overwrite, recipe=recipe)
+            _check_folder(out, resume=resume, overwrite=overwrite, recipe=recipe)
         folder = RunFolder(out, quiet=quiet)
-        trainer = Trainer(
-            **options,
-            max_epochs=settings.epochs or -1,
-            max_steps=settings.steps or -1,
-            accumulate_grad_batches=settings.accumulate,
-            gradient_clip_val=settings.clip,
-            check_val_every_n_epoch=settings.validate_every,
-            callbacks=[folder],
-            logger=_logger(settings, out),
-            default_root_dir=out,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            use_distributed_sampler=False,
-            num_sanity_val_steps=0,
-            inference_mode=False,
-            log_every_n_steps=1 << 30,
-        )
+        trainer = _trainer(settings, folder)
         seed_all(settings.seed + trainer.global_rank)
         train, validation = _loaders(data, settings, trainer.world_size)
         batches: Any = validation.batch_sampler if validation else None
@@ -227,8 +207,10 @@ def fit(
         steps_per_epoch = -(-len(train) // settings.accumulate)
         task.total_steps = settings.steps or steps_per_epoch * (settings.epochs or 1)
         started, first = time.perf_counter(), _position(out, train) if resume else 0
-        with _stop_signals(folder):
-            _run(trainer, task, (train, validation), folder, out / LAST if resume else None)
+        if _is_first_process():  # only now: a run that cannot start leaves no folder behind
+            _make_folder(out, fresh=not resume, recipe=recipe)
+        with stop_signals(folder):
+            _run(trainer, task, (train, validation), out / LAST if resume else None)
         seconds = time.perf_counter() - started
     return Report(
         folder=out,
@@ -242,23 +224,43 @@ def fit(
     )
 
 
+def _trainer(settings: TrainSettings, folder: RunFolder) -> Trainer:
+    """Lightning's trainer, with everything off that we do ourselves."""
+    return Trainer(
+        **_machine(settings),
+        max_epochs=settings.epochs or -1,
+        max_steps=settings.steps or -1,
+        accumulate_grad_batches=settings.accumulate,
+        gradient_clip_val=settings.clip,
+        check_val_every_n_epoch=settings.validate_every,
+        callbacks=[folder],
+        logger=_logger(settings, folder.folder),
+        default_root_dir=folder.folder,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        num_sanity_val_steps=0,
+        inference_mode=False,
+        log_every_n_steps=1 << 30,
+    )
+
+
 def _run(
-    trainer: Trainer,
-    task: Task,
-    loaders: tuple[DataLoader[Any], DataLoader[Any] | None],
-    folder: RunFolder,
-    state: Path | None,
+    trainer: Trainer, task: Task, loaders: tuple[DataLoader[Any], DataLoader[Any] | None], state: Path | None
 ) -> None:
     """Train, and say in our words why it stopped early."""
-    train, validation = loaders
+    last = Path(trainer.default_root_dir, LAST)
     task.train()
     try:
-        trainer.fit(task, train, validation, ckpt_path=state, weights_only=True)
+        trainer.fit(task, *loaders, ckpt_path=state, weights_only=True)
     except (Stopped, SIGTERMException) as stop:
-        raise Interrupted(f"interrupted {stop}; saved in {folder.folder / LAST}, go on with --resume") from stop
+        raise Interrupted(f"interrupted {stop}; saved in {last}, go on with --resume") from stop
     except SystemExit as stop:  # how Lightning answers Ctrl-C when it was pressed again
-        saved = f"the last finished epoch is in {folder.folder / LAST}, go on with --resume"
-        raise Interrupted(f"interrupted; {saved if folder.history else 'nothing is saved yet'}") from stop
+        saved = (
+            f"the last finished epoch is in {last}, go on with --resume" if last.exists() else "nothing is saved yet"
+        )
+        raise Interrupted(f"interrupted; {saved}") from stop
 
 
 def _position(out: Path, train: DataLoader[Any]) -> int:
@@ -302,8 +304,8 @@ def _is_first_process() -> bool:
     return int(getattr(rank_zero_only, "rank", 0)) == 0
 
 
-def _prepare(out: Path, *, resume: bool, overwrite: bool, recipe: Mapping[str, Any] | None) -> None:
-    """Make the folder ready, or refuse it."""
+def _check_folder(out: Path, *, resume: bool, overwrite: bool, recipe: Mapping[str, Any] | None) -> None:
+    """Refuse a folder that this run may not use."""
     if resume:
         if not (out / LAST).is_file():
             raise UserError(f"{out}: nothing to resume (no {LAST}); train without --resume")
@@ -315,6 +317,11 @@ def _prepare(out: Path, *, resume: bool, overwrite: bool, recipe: Mapping[str, A
                 )
     else:
         open_output(out, overwrite, instead="pass --resume to go on with it, or choose another --out")
+
+
+def _make_folder(out: Path, *, fresh: bool, recipe: Mapping[str, Any] | None) -> None:
+    """Make the folder, without what an earlier run left in it."""
+    if fresh:
         for name in (CONFIG, WEIGHTS, CARD, RECIPE, METRICS, LOG):
             (out / name).unlink(missing_ok=True)
         for folder in (out / FIGURES, (out / LAST).parent):
@@ -356,26 +363,6 @@ def _logger(settings: TrainSettings, out: Path) -> Any:
     if settings.logger == "tensorboard":
         return TensorBoardLogger(out, name="tensorboard", version="")
     return WandbLogger(name=out.name, save_dir=out)
-
-
-@contextmanager
-def _stop_signals(folder: RunFolder) -> Iterator[None]:
-    """While inside, a first Ctrl-C or SIGTERM lets the batch end and the state be saved; a second Ctrl-C does not."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def stop(number: int, _: Any) -> None:
-        if folder.stop_requested and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        folder.stop_requested = signal.Signals(number).name
-
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 @contextmanager
