@@ -21,13 +21,15 @@ def open_hdf5(path: Path) -> h5py.File:
     try:
         return h5py.File(path, "r", locking=False)
     except OSError as error:
+        if "locking flag" in str(error):  # this program itself has it open, with locks
+            return h5py.File(path, "r")
         if "truncated" in str(error):
             raise ValueError(f"{path}: is cut short; the HDF5 file has less data than its header says") from None
         raise ValueError(f"{path}: is not an HDF5 file, or its beginning is damaged") from None
 
 
-def read(path: Path, dataset: h5py.Dataset, selection: Any, what: str) -> NDArray[Any]:
-    """A part of a dataset.
+def read(path: Path, dataset: Any, selection: Any, what: str) -> NDArray[Any]:
+    """A part of a dataset, or of some fields of one.
 
     Raises:
         ValueError: the data cannot be read.
