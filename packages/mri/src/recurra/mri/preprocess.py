@@ -225,8 +225,8 @@ def compress_coils(
             u, _, vh = torch.linalg.svd(basis[row].mH @ basis[row - 1])
             basis[row] = basis[row] @ (u @ vh)
         compressed: Tensor = torch.einsum("ycv,cyx->vyx", basis.conj(), hybrid)
-        spectrum: Tensor = torch.fft.fft(compressed, dim=1, norm="ortho")
-        return torch.fft.fftshift(spectrum, dim=1)
+        virtual: Tensor = torch.fft.fftshift(torch.fft.fft(compressed, dim=1, norm="ortho"), dim=1)
+        return virtual
     vectors = torch.linalg.svd(kspace[:, acs.expand(kspace.shape[1:])], full_matrices=False).U[:, :coils]
     result: Tensor = torch.einsum("cv,cyx->vyx", vectors.conj(), kspace)
     return result

@@ -89,8 +89,8 @@ def _shape(path: Path, dataset: h5py.Dataset, coils: int | None) -> tuple[int, i
     if len(shape) == 3 and coils == 1:
         shape = (shape[0], 1, *shape[1:])
     if len(shape) != 4:
-        remedy = " For single-coil files pass --coils 1." if len(shape) == 3 else ""
-        raise ValueError(f"{path}: dataset 'kspace' has shape {shape}; expected (slice, coil, height, width).{remedy}")
+        remedy = ". For single-coil files pass --coils 1" if len(shape) == 3 else ""
+        raise ValueError(f"{path}: dataset 'kspace' has shape {shape}; expected (slice, coil, height, width){remedy}")
     if coils is not None and shape[1] != coils:
         raise ValueError(f"{path}: dataset 'kspace' has {shape[1]} coils; expected {coils} as given by --coils")
     slices, count, height, width = (int(n) for n in shape)

@@ -68,8 +68,16 @@ class ISMRMRDVolume(AssembledVolume):
             return []
         # h5py selects increasing indices only; `sources` is sorted.
         found = read(self.path, self._data.fields("data"), sources, "an acquisition")
-        counts = self._lines["coils"][0]
-        return [np.asarray(one, np.float32).view(np.complex64).reshape(counts, -1) for one in found]
+        return [self._by_coil(np.asarray(one, np.float32)) for one in found]
+
+    def _by_coil(self, values: NDArray[np.float32]) -> NDArray[np.complex64]:
+        """The interleaved samples of an acquisition as (coil, sample)."""
+        coils = self.shape[1]
+        if len(values) % (2 * coils):
+            raise ValueError(
+                f"{self.path}: an acquisition has {len(values) // 2} samples for {coils} coils; the file is damaged"
+            )
+        return values.view(np.complex64).reshape(coils, -1)
 
 
 def raw_group(file: h5py.File) -> str | None:

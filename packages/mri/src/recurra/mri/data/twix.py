@@ -23,8 +23,7 @@ class TwixVolume(AssembledVolume):
             `recon_size` says what to crop the image to.
 
     Raises:
-        ImportError: twixtools is not installed.
-        ValueError: the file is damaged, or not of a 2-D Cartesian scan.
+        ValueError: twixtools is not installed, or the file is damaged or not of a 2-D Cartesian scan.
     """
 
     def __init__(self, path: Path, *, coils: int | None = None, remove_oversampling: bool = False) -> None:
@@ -71,7 +70,7 @@ def _read_scan(path: Path) -> dict[str, Any]:
     try:
         import twixtools
     except ImportError:
-        raise ImportError(
+        raise ValueError(
             f"{path}: Siemens raw data needs the package twixtools; install it with: pip install 'recurra-mri[raw]'"
         ) from None
     if path.stat().st_size == 0:
