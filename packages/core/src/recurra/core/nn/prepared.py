@@ -16,7 +16,6 @@ from recurra.core.nn.conv_cells import ConvGRUCell, ConvIndRNNCell, ConvMGUCell
 from recurra.kernels import conv_cell_update, winograd_conv, winograd_weight
 from recurra.kernels.registry import installed
 
-Map = Float[Tensor, "batch height width channel"]
 Kind = Literal["matrix", "winograd", "taps", "direct"]
 
 # Pixels whose gates are worked on together, times 64 channels: the buffers stay in the second-level cache.
@@ -81,7 +80,11 @@ class Convolution:
             return "winograd"
         return "direct"
 
-    def __call__(self, x: Map, out: Map | None = None) -> Map:
+    def __call__(
+        self,
+        x: Float[Tensor, "batch height width channel"],
+        out: Float[Tensor, "batch height width filter"] | None = None,
+    ) -> Float[Tensor, "batch height width filter"]:
         """The feature map, in `out` where that is of use."""
         if self.kind == "winograd":
             options = {"dilation": self.dilation, "padding": self.padding, "relu": self.relu}
@@ -159,7 +162,9 @@ class Cell:
             self.hh = Convolution(cell.hh.weight, None, dilation=dilation, padding="zeros")
         self._buffers = _Buffers()
 
-    def __call__(self, x: Map, h: Map) -> Map:
+    def __call__(
+        self, x: Float[Tensor, "batch height width channel"], h: Float[Tensor, "batch height width hidden"]
+    ) -> Float[Tensor, "batch height width hidden"]:
         """The next state, written over `h`."""
         rows, states = x.view(-1, x.shape[-1]), h.view(-1, self.hidden)
         if self.ih.kind != "matrix":
@@ -196,11 +201,13 @@ class Stack:
         ]
         self._buffers = _Buffers()
 
-    def zeros(self, like: Map) -> list[Tensor]:
+    def zeros(self, like: Tensor) -> list[Tensor]:
         """A state of zeros, one map a layer."""
         return [like.new_zeros(*like.shape[:3], self.hidden) for _ in range(self.layers)]
 
-    def __call__(self, x: Map, state: list[Tensor]) -> Map:
+    def __call__(
+        self, x: Float[Tensor, "batch height width channel"], state: list[Float[Tensor, "batch height width hidden"]]
+    ) -> Float[Tensor, "batch height width output"]:
         """The output; the maps of `state` are written over."""
         skipped: list[Tensor] = []
         for conv, gates, h in zip(self.convs, self.gates, state, strict=False):
