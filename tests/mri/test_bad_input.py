@@ -239,7 +239,6 @@ class TestTwix:
         line = "Siemens raw data needs the package twixtools; install it with: pip install 'recurra-mri[raw]'"
         refuse(tmp_path / "a.dat", line)
 
-    @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # twixtools leaves its file open
     @pytest.mark.parametrize("content", [b"x" * 5000, b"\0" * 300])
     def test_something_else(self, content: bytes, tmp_path: Path) -> None:
         pytest.importorskip("twixtools")

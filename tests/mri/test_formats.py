@@ -453,14 +453,15 @@ class Block:
 def twix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """Makes a .dat file that a stand-in for twixtools reads as these blocks."""
 
-    def make(blocks: list[Block], **protocol: Any) -> Path:
+    def make(blocks: list[Block], *, ended: bool = True, **protocol: Any) -> Path:
         stub = ModuleType("twixtools")
         header = {
             "MeasYaps": {"sKSpace": {"lPhaseEncodingLines": 10}, **protocol},
             "Dicom": {"flReadoutOSFactor": 2.0},
         }
         adjustment = {"mdb": [Block(np.ones((1, 4)), 0, "NOISEADJSCAN")], "hdr": {}}
-        scans = [adjustment, {"mdb": blocks, "hdr": header}]
+        end = [Block(np.zeros((1, 0)), 0, "ACQEND")] if ended else []
+        scans = [adjustment, {"mdb": blocks + end, "hdr": header}]
         monkeypatch.setattr(stub, "read_twix", lambda *_, **__: scans, raising=False)
         monkeypatch.setitem(sys.modules, "twixtools", stub)
         (tmp_path / "t.dat").write_bytes(b"\0" * 64)
@@ -478,7 +479,7 @@ class TestTwix:
     def test_lines_of_the_last_scan(self, twix: Any) -> None:
         blocks = self.blocks()
         blocks[3] = Block(self.kspace[:, ::-1, 3], 3, "REFLECT")
-        noise = [Block(np.full((2, 12), 9e9), 0, flag) for flag in ("NOISEADJSCAN", "PHASCOR", "ACQEND")]
+        noise = [Block(np.full((2, 12), 9e9), 0, flag) for flag in ("NOISEADJSCAN", "PHASCOR")]
         with open_volume(twix(noise + blocks[::-1])) as volume:
             assert volume.format == "Siemens twix"
             assert volume.shape == (1, 2, 12, 10)
@@ -494,6 +495,11 @@ class TestTwix:
         with open_volume(twix(blocks, sPat={"ucRefScanMode": mode})) as volume:
             assert volume.mask is not None
             assert np.flatnonzero(volume.mask[0]).tolist() == columns
+
+    def test_a_scan_without_its_end_is_refused(self, twix: Any) -> None:
+        path = twix(self.blocks()[:4], ended=False)
+        with pytest.raises(ValueError, match=f"^{path}: is cut short; the scan has no end mark$"):
+            open_volume(path)
 
 
 def siemens_pairs() -> list[Path]:

@@ -1,6 +1,8 @@
 """Siemens raw data ("twix", .dat), by the package twixtools of the extra `raw`."""
 
 from collections.abc import Sequence
+from contextlib import redirect_stdout
+from io import IOBase, StringIO
 from pathlib import Path
 from typing import Any
 
@@ -76,13 +78,30 @@ def _read_scan(path: Path) -> dict[str, Any]:
     if path.stat().st_size == 0:
         raise ValueError(f"{path}: is empty (0 bytes); expected Siemens raw data")
     try:
-        scans = twixtools.read_twix(str(path), parse_pmu=False, verbose=False, keep_syncdata=False)
-        scan = scans[-1]
-        if not scan["mdb"]:
-            raise ValueError("no readouts")
-    except Exception:  # a parser of a foreign binary format fails in any way at all
+        with redirect_stdout(StringIO()):  # it prints what it thinks of a file
+            scans = twixtools.read_twix(
+                str(path), parse_pmu=False, verbose=False, keep_syncdata=False, keep_acqend=True
+            )
+        scan = dict(scans[-1])
+        ended = bool(scan["mdb"]) and scan["mdb"][-1].is_flag_set("ACQEND")
+    except Exception as error:  # a parser of a foreign binary format fails in any way at all
+        _close_what_is_open(error)
         raise ValueError(f"{path}: is not Siemens raw data, or is cut short or damaged") from None
-    return dict(scan)
+    if not ended:
+        if scan["mdb"]:
+            scan["mdb"][0].fid.close()
+        raise ValueError(f"{path}: is cut short; the scan has no end mark")
+    return scan
+
+
+def _close_what_is_open(error: BaseException) -> None:
+    """Closes the files that the functions left open which the error ended."""
+    trace = error.__traceback__
+    while trace is not None:
+        for value in trace.tb_frame.f_locals.values():
+            if isinstance(value, IOBase):
+                value.close()
+        trace = trace.tb_next
 
 
 def _lines(blocks: Sequence[Any]) -> NDArray[Any]:
@@ -92,7 +111,13 @@ def _lines(blocks: Sequence[Any]) -> NDArray[Any]:
     for number, block in enumerate(blocks):
         header, flagged = block.mdh, block.is_flag_set
         calibration = flagged("PATREFSCAN") and not flagged("PATREFANDIMASCAN")
-        noise = flagged("NOISEADJSCAN") or flagged("PHASCOR") or flagged("RTFEEDBACK") or flagged("HPFEEDBACK")
+        noise = (
+            flagged("ACQEND")
+            or flagged("NOISEADJSCAN")
+            or flagged("PHASCOR")
+            or flagged("RTFEEDBACK")
+            or flagged("HPFEEDBACK")
+        )
         keep[number] = (block.is_image_scan() or calibration) and not noise
         lines[number] = (
             number,
