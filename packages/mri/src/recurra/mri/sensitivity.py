@@ -140,16 +140,34 @@ def _dominant_eigenvectors(
     for start in range(0, height, chunk):
         phases = along_y[:, start : start + chunk]  # (lag, rows)
         covariance = torch.einsum("cdlw,ly->ywcd", columns, phases).flatten(0, 1)
-        vector = covariance.new_ones(covariance.shape[0], coils, 1)
-        value = vector.new_zeros(covariance.shape[0], 1, 1).real
-        for _ in range(max_iter):
-            vector = covariance @ vector
-            value = torch.linalg.vector_norm(vector, dim=1, keepdim=True)
-            vector = vector / value
+        vector, value = _power_iteration(covariance, max_iter)
         reference = vector[:, :1]
         vector = vector * (reference / reference.abs()).conj() * (value > crop)
         maps[:, start : start + chunk] = vector[..., 0].T.reshape(coils, -1, width)
-    return torch.nan_to_num(maps)  # without signal the eigenvalue is 0 and its vector 0/0
+    found: Tensor = torch.nan_to_num(maps)  # without signal the eigenvalue is 0 and its vector 0/0
+    return found
+
+
+def _power_iteration(
+    covariance: Complex[Tensor, "pixel coil coil"], max_iter: int
+) -> tuple[Complex[Tensor, "pixel coil 1"], Float[Tensor, "pixel 1 1"]]:
+    """Dominant eigenvector and eigenvalue of every matrix, from a vector of ones.
+
+    Within the object a few iterations settle it: pixels that do not move any more are left out of the rest.
+    """
+    pixels, coils, _ = covariance.shape
+    vectors, values = covariance.new_ones(pixels, coils, 1), covariance.real.new_zeros(pixels, 1, 1)
+    active, vector = torch.arange(pixels, device=covariance.device), vectors
+    for iteration in range(max_iter):
+        before = vector
+        vector = covariance @ vector
+        value = torch.linalg.vector_norm(vector, dim=1, keepdim=True)
+        vector = vector / value
+        if iteration % 5 == 4 or iteration == max_iter - 1:
+            vectors[active], values[active] = vector, value
+            moving = (vector - before).abs().amax((1, 2)) > 5e-7
+            covariance, vector, active = covariance[moving], vector[moving], active[moving]
+    return vectors, values
 
 
 def _phases(samples: int, size: int, like: Tensor) -> Complex[Tensor, "lag samples"]:
