@@ -124,7 +124,7 @@ def _kernel_correlation(
             # lag = (p, q) - (row, column) of the other kernel, for all of its places at once
             block = projector[:, p, q].flip(2, 3)
             correlation[:, :, p : p + kernel, q : q + kernel] += block
-    return correlation / kernel**2
+    return correlation / (kernel * kernel)
 
 
 def _dominant_eigenvectors(
