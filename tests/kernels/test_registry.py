@@ -36,6 +36,13 @@ def test_argument_beats_context_beats_environment(op, monkeypatch):
     assert op.select(1).name == "slow"
 
 
+def test_a_request_concerns_operations_that_have_the_backend(op):
+    with use_backend("numba"):
+        assert op.select(1).name == "fast"
+    with pytest.raises(ValueError, match=r"got 'numba'$"):
+        op.select(1, backend="numba")
+
+
 def test_context_is_local_to_the_thread(op):
     seen = []
     with use_backend("slow"):

@@ -211,6 +211,12 @@ def test_the_plain_form_stands_in(model, reason):
         assert torch.equal(prepared(*data), plain(*data))
 
 
+def test_autocast_is_honoured_by_the_plain_form():
+    model, data = with_weights(CIRIM(cell="gru", **RIM)), sample()
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(prepare(model)(*data), model(*data))
+
+
 def test_other_dimensions_are_left_to_the_plain_form():
     prepared = prepare(CIRIM(cell="gru", dim=1, **RIM))
     assert prepared.reason == "it has 1 spatial axes, the prepared form has 2"

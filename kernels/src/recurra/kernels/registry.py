@@ -1,7 +1,8 @@
 """Choice of a backend for an operation.
 
 An operation owns a list of backends. One call is served by the backend named in the argument, else by the innermost
-`use_backend`, else by the environment variable RECURRA_BACKEND, else by the cheapest of those that can serve.
+`use_backend`, else by the environment variable RECURRA_BACKEND (where the operation has such a backend), else by the
+cheapest of those that can serve.
 """
 
 import functools
@@ -70,7 +71,7 @@ class Op:
 
     def select(self, *args: Any, backend: str | None = None, **kwargs: Any) -> Backend:
         """The backend that serves these arguments; raises ValueError if the requested one cannot."""
-        name = backend or requested()
+        name = backend or self._requested()
         if name is not None:
             return self._named(name, args, kwargs)
         able = [b for b in self.backends.values() if b.supports(*args, **kwargs) is None]
@@ -81,10 +82,8 @@ class Op:
     def explain(self, *args: Any, backend: str | None = None, **kwargs: Any) -> Choice:
         """The choice for these arguments and the reason for every backend not taken; never raises for want of one."""
         name, source = backend, "argument"
-        if name is None and _requested.get() is not None:
-            name, source = _requested.get(), "use_backend"
-        elif name is None and os.environ.get(VARIABLE):
-            name, source = os.environ[VARIABLE], f"environment variable {VARIABLE}"
+        if name is None and (name := self._requested()) is not None:
+            source = "use_backend" if _requested.get() else f"environment variable {VARIABLE}"
         reasons = {b.name: b.supports(*args, **kwargs) for b in self.backends.values()}
         if name is not None:
             refused = {b: why or f"{name} was requested by {source}" for b, why in reasons.items() if b != name}
@@ -101,6 +100,11 @@ class Op:
         slower = {b: f"expected {c:.0f} us against {costs[best]:.0f} us of {best}" for b, c in costs.items()}
         rejected = {b: why or slower[b] for b, why in reasons.items() if b != best}
         return Choice(self.name, best, f"automatic, expected {costs[best]:.0f} us", rejected)
+
+    def _requested(self) -> str | None:
+        # A request for a backend that only other operations have does not concern this one.
+        name = requested()
+        return None if name not in self.backends and name in _known() else name
 
     def _named(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Backend:
         if name not in self.backends:
@@ -119,12 +123,15 @@ def requested() -> str | None:
     return _requested.get() or os.environ.get(VARIABLE) or None
 
 
+def _known() -> list[str]:
+    return sorted({backend for op in _operations.values() for backend in op.backends})
+
+
 @contextmanager
 def use_backend(name: str) -> Iterator[None]:
     """Requests a backend for every operation called inside; nests, and is local to the thread or task."""
-    known = sorted({backend for op in _operations.values() for backend in op.backends})
-    if name not in known:
-        raise ValueError(f"backend must be one of {', '.join(known)}; got {name!r}")
+    if name not in _known():
+        raise ValueError(f"backend must be one of {', '.join(_known())}; got {name!r}")
     token = _requested.set(name)
     try:
         yield

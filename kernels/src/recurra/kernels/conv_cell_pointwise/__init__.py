@@ -92,9 +92,10 @@ def conv_cell_update(
         backend: as in `conv_cell_pointwise`; one without an in-place form falls back to the reference.
     """
     name = backend or requested()
-    numba = name in (None, "numba") and _numba_supports(cell, gi, gh, h, u=u) is None
+    reason = _numba_supports(cell, gi, gh, h, u=u)
+    numba = name in (None, "numba") and reason is None
     if name == "numba" and not numba:
-        raise ValueError(f"backend 'numba' cannot serve conv_cell_update: {_numba_supports(cell, gi, gh, h, u=u)}")
+        raise ValueError(f"backend 'numba' cannot serve conv_cell_update: {reason}")
     if numba:
         _implementation("numba").update(cell, gi, gh, h, u, bias, block, out)
         return out

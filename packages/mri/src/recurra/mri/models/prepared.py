@@ -47,7 +47,8 @@ class Prepared:
         with torch.no_grad():
             tensors = (kspace, sensitivity)
             served = all(t.device.type == "cpu" and t.dtype == torch.complex64 for t in tensors)
-            if self._form is None or not served:
+            # Under autocast a narrower type was asked for, which only the plain form has.
+            if self._form is None or not served or torch.is_autocast_enabled("cpu"):
                 image: Tensor = self.model(kspace, sensitivity, mask, **options)
                 return image
             self.model.check(kspace, sensitivity, mask)
