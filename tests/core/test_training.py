@@ -565,3 +565,19 @@ def test_schedules() -> None:
     assert factors("Step", [0, 5, 10, 19, 20, 40], every=20, factor=0.2, warmup=10) == pytest.approx(
         [1 / 3, 2 / 3, 1, 1, 0.2, 0.04]
     )
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_samples_of_different_shapes_never_share_a_batch(processes: int) -> None:
+    class Ragged(Points):
+        shapes = [(2, 8) if index % 3 else (2, 9) for index in range(13)]
+
+    data = Ragged(13)
+    batches = TrainBatches(data, 4, processes=processes, seed=3, generator=torch.Generator())
+    found = list(batches)
+    assert len(found) == len(batches) == 2 + 2  # of eight samples and of five
+    assert all(len({data.shapes[index] for index in batch}) == 1 for batch in found)
+    if processes == 1:
+        assert sorted(index for batch in found for index in batch) == list(range(13))
+    batches.skip = 2
+    assert list(batches) == found[2:]

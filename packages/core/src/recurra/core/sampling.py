@@ -1,6 +1,8 @@
 """Which sample goes where: the same batches whatever the number of processes and workers, and after a resume."""
 
+from collections import Counter
 from collections.abc import Iterator
+from itertools import islice
 from typing import Any
 
 import torch
@@ -20,10 +22,12 @@ class TrainBatches(Sampler[list[int]]):
     """Batches of one process in an order that depends on seed and epoch alone.
 
     Every global batch is dealt out to the processes, so that together they see what one process would. The last one is
-    filled up to a multiple of the processes with samples from the start of the epoch.
+    filled up to a multiple of the processes with samples from the start of the epoch. Samples of different shapes never
+    share a batch: where a dataset has several, each has a last batch of its own.
 
     Args:
-        dataset: its `set_epoch(epoch)` is called at every epoch, if it has one.
+        dataset: its `set_epoch(epoch)` is called at every epoch, if it has one; its `shapes` are those of its samples,
+            by index, if they differ.
         batch_size: samples of one forward pass of all processes together.
         processes: how many there are.
         seed: of the order.
@@ -33,6 +37,8 @@ class TrainBatches(Sampler[list[int]]):
     def __init__(self, dataset: Any, batch_size: int, *, processes: int, seed: int, generator: torch.Generator) -> None:
         self.dataset, self.batch_size, self.processes = dataset, batch_size, processes
         self.seed, self.generator = seed, generator
+        shapes = getattr(dataset, "shapes", None) or [()] * len(dataset)
+        self.shapes = [tuple(shape) for shape in shapes]
         self.skip = 0
         self.sampler = self  # where Lightning looks for set_epoch
         self.set_epoch(0)
@@ -46,17 +52,27 @@ class TrainBatches(Sampler[list[int]]):
 
     def __len__(self) -> int:
         """Batches of one process in one epoch."""
-        return -(-len(self.dataset) // self.batch_size)
+        return sum(-(-count // self.batch_size) for count in Counter(self.shapes).values())
 
     def __iter__(self) -> Iterator[list[int]]:
         """Indices of one batch after the other."""
-        order = torch.Generator().manual_seed(hash((self.seed, self.epoch, 1)) % 2**63)
-        indices = torch.randperm(len(self.dataset), generator=order).tolist()
-        indices += (indices * self.processes)[: -len(indices) % self.processes]
         rank, _ = _rank_and_size()
         first, self.skip = self.skip, 0
-        for number in range(first, len(self)):
-            yield indices[number * self.batch_size : (number + 1) * self.batch_size][rank :: self.processes]
+        for batch in islice(self._batches(), first, None):
+            yield batch[rank :: self.processes]
+
+    def _batches(self) -> Iterator[list[int]]:
+        """Batches of all processes together: one is complete as soon as its shape has samples enough."""
+        order = torch.Generator().manual_seed(hash((self.seed, self.epoch, 1)) % 2**63)
+        seen: dict[tuple[int, ...], list[int]] = {}
+        for index in torch.randperm(len(self.shapes), generator=order).tolist():
+            alike = seen.setdefault(self.shapes[index], [])
+            alike.append(index)
+            if len(alike) % self.batch_size == 0:
+                yield alike[-self.batch_size :]
+        for alike in seen.values():
+            if left := len(alike) % self.batch_size:
+                yield alike[-left:] + (alike * self.processes)[: -left % self.processes]
 
 
 class ValidationBatches(Sampler[list[int]]):

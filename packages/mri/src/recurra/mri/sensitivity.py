@@ -118,7 +118,7 @@ def _kernel_correlation(
     signal = vectors[values > threshold * values.max()]
     projector = (signal.T @ signal.conj()).reshape(coils, kernel, kernel, coils, kernel, kernel)
     size = 2 * kernel - 1
-    correlation = projector.new_zeros(coils, coils, size, size)
+    correlation: Tensor = projector.new_zeros(coils, coils, size, size)
     for p in range(kernel):
         for q in range(kernel):
             # lag = (p, q) - (row, column) of the other kernel, for all of its places at once
