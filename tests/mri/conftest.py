@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jaxtyping
 import numpy as np
 import pytest
 import torch
@@ -83,8 +84,9 @@ def sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def command() -> Command:
-    """`recurra-mri` with these arguments, in this process."""
+def command(monkeypatch: pytest.MonkeyPatch) -> Command:
+    """`recurra-mri` with these arguments, in this process; as for a user, no shape hook before our own checks."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
 
     def run(*arguments: object) -> Result:
         result = CliRunner().invoke(app, [str(argument) for argument in arguments])

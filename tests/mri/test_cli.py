@@ -17,7 +17,7 @@ import pytest
 import torch
 import yaml
 
-from recurra.mri.models import CIRIM
+from recurra.mri.models import CIRIM, RecurrentVarNet
 from recurra.mri.predict import load_checkpoint
 
 Command = Callable[..., Any]
@@ -101,9 +101,7 @@ def test_reconstruct(command: Command, checkpoint: Path, volume: Path, tmp_path:
         assert file["reconstruction"].shape == (3, 40, 40)
 
 
-def test_reconstruct_folders_without_pictures(
-    command: Command, checkpoint: Path, volume: Path, tmp_path: Path
-) -> None:
+def test_reconstruct_folders_without_pictures(command: Command, checkpoint: Path, volume: Path, tmp_path: Path) -> None:
     for name in ("b.h5", "a.h5", "notes.txt"):
         (tmp_path / "in").mkdir(exist_ok=True)
         (tmp_path / "in" / name).write_bytes(volume.read_bytes())
@@ -136,14 +134,26 @@ def test_evaluate_prints_what_it_writes(command: Command, checkpoint: Path, volu
 def test_evaluate_measured_undersampled_files_by_held_out_samples(
     command: Command, checkpoint: Path, sample: Path, tmp_path: Path
 ) -> None:
-    result = command("evaluate", checkpoint, sample, "--split", "test", "--holdout", 0.1, "-q")
-    assert result.exit_code == 1  # RSS of zero-filled images predicts no k-space
-    assert result.stderr == "zero_filled gives magnitudes, which predict no k-space; leave --holdout or zero_filled out\n"
-    options = ["--split", "test", "--holdout", 0.1, "--baselines", "cg_sense", "-q", "-o", tmp_path]
-    result = command("evaluate", checkpoint, sample, *options)
+    options = ["--split", "test", "--holdout", 0.1, "--baselines", "zero_filled,cg_sense", "-q"]
+    result = command("evaluate", checkpoint, sample, *options, "-o", tmp_path)
     assert result.exit_code == 0
     means = json.loads((tmp_path / "metrics.json").read_text())["mean"]
+    assert means["zero_filled"]["kspace_nmse"] == 1.0
     assert 0 < means["cg_sense"]["kspace_nmse"] < 1
+    assert means["CIRIM"]["kspace_nmse"] > 0
+
+
+def test_magnitudes_predict_no_samples(command: Command, sample: Path, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = RecurrentVarNet(steps=1, hidden=2, layers=1, initializer="none", refine="none", maps="rss")
+    model.save_pretrained(tmp_path / "model")
+    file = sample / "test" / "phantom_test_0.h5"
+    result = command("evaluate", tmp_path / "model", file, "--holdout", 0.1, "--baselines", "none", "-q")
+    assert result.exit_code == 1
+    assert result.stderr == (
+        f"1 of 1 files failed: {file}: RecurrentVarNet gives magnitudes, which predict no k-space; "
+        "score it without --holdout\n"
+    )
 
 
 def test_evaluate_scores_the_other_files_when_one_fails(
@@ -354,9 +364,7 @@ def test_debug_shows_the_traceback(command: Command, tmp_path: Path) -> None:
     assert "Traceback" not in command("info", tmp_path / "absent").stderr  # the switch does not stick
 
 
-def test_debug_shows_the_traceback_of_a_file_that_failed(
-    command: Command, checkpoint: Path, tmp_path: Path
-) -> None:
+def test_debug_shows_the_traceback_of_a_file_that_failed(command: Command, checkpoint: Path, tmp_path: Path) -> None:
     (tmp_path / "bad.h5").write_text("text")
     result = command("reconstruct", checkpoint, tmp_path / "bad.h5", "-o", tmp_path / "out", "-q", "--debug")
     assert result.exit_code == 1

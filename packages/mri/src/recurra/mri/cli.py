@@ -123,7 +123,8 @@ def reconstruct(
     failed = [result for result in results if result.error is not None]
     if failed:
         lines = "; ".join(str(result.error) for result in failed)
-        raise UserError(lines if len(results) == 1 else f"{len(failed)} of {len(results)} files failed: {lines}")
+        line = lines if len(results) == 1 else f"{len(failed)} of {len(results)} files failed: {lines}"
+        raise UserError(line) from failed[0].cause
 
 
 @app.command()

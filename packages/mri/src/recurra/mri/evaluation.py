@@ -241,9 +241,12 @@ def _at_samples(
     image: Tensor, prepared: PreparedSlice, hidden: Tensor, convention: FFTConvention, name: str
 ) -> tuple[np.ndarray, np.ndarray]:
     """Held-out samples as measured and as an image predicts them, real and imaginary parts as (sample, 2)."""
-    if not image.is_complex():
-        raise UserError(f"{name} gives magnitudes, which predict no k-space; leave --holdout or {name} out")
-    predicted = fft(sense_expand(image[None], prepared.sensitivity[None]), convention)[0]
+    if name == "zero_filled":  # its image is a magnitude; of what was not measured it says zero
+        predicted = torch.zeros_like(prepared.kspace)
+    elif image.is_complex():
+        predicted = fft(sense_expand(image[None], prepared.sensitivity[None]), convention)[0]
+    else:
+        raise UserError(f"{name} gives magnitudes, which predict no k-space; score it without --holdout")
     where = hidden.expand_as(predicted)
     return torch.view_as_real(prepared.kspace[where]).numpy(), torch.view_as_real(predicted[where]).numpy()
 

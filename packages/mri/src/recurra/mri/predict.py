@@ -15,7 +15,7 @@ from jaxtyping import Float32
 from numpy.typing import NDArray
 from torch import Tensor
 
-from recurra.core.cli import PrecisionName, UserError, choose_device, open_output, progress
+from recurra.core.cli import Interrupted, PrecisionName, UserError, choose_device, open_output, progress
 from recurra.core.cli import describe as one_line
 from recurra.mri.data import Volume, open_volume
 from recurra.mri.figures import preview_png
@@ -49,13 +49,14 @@ class Undersampling:
 
 @dataclass
 class Result:
-    """What became of one input file: its outputs, or the error in one line."""
+    """What became of one input file: its outputs, or the error in one line and what raised it."""
 
     file: Path
     outputs: list[Path] = field(default_factory=list)
     slices: int = 0
     seconds: float = 0.0
     error: str | None = None
+    cause: Exception | None = None
 
 
 def load_checkpoint(checkpoint: str | Path) -> Reconstructor:
@@ -200,6 +201,7 @@ def reconstruct(
 
     Raises:
         ValueError: an option does not serve, or the checkpoint is none.
+        Interrupted: Ctrl-C; its text says how many files are done.
     """
     unknown = sorted(set(formats) - set(get_args(OutputFormat)))
     if unknown or not formats:
@@ -226,7 +228,13 @@ def reconstruct(
                 result.slices = len(volume)
         except (ValueError, OSError, ImportError) as error:
             line = one_line(error)
-            result.error = line if str(path) in line else f"{path}: {line}"
+            result.error, result.cause = line if str(path) in line else f"{path}: {line}", error
+        except KeyboardInterrupt as error:
+            done = sum(one.error is None for one in results)
+            raise Interrupted(
+                f"interrupted in {path}; {done} of {len(found)} files are done, in {out}; "
+                "give the others again"
+            ) from error
         result.seconds = time.perf_counter() - started
         results.append(result)
     return results
@@ -259,7 +267,7 @@ def _write(
     written = [_output(out, volume.path, kind) for kind in formats]
     with ExitStack() as stack:
         writers = [
-            stack.enter_context(volume_writer(path, shape, format=kind, affine=volume.affine))
+            stack.enter_context(volume_writer(path, shape, format=kind, affine=volume.image_affine(shape[1:])))
             for path, kind in zip(written, formats, strict=True)
         ]
         middle = first
