@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 import torch
 from jaxtyping import Bool, Complex, Inexact
@@ -41,9 +41,11 @@ class Reconstructor(Pretrained, ABC):
     Attributes:
         checkpointing: recompute activations in the backward pass instead of keeping them. Changes memory and time, no
             numbers.
+        unexportable: why no program can be made of it by tracing, or None.
     """
 
     checkpointing: bool = False
+    unexportable: ClassVar[str | None] = None
 
     def __init__(
         self,

@@ -223,9 +223,9 @@ def sampled_center(mask: Bool[Tensor, "batch 1 height width"]) -> Bool[Tensor, "
 def _central_run(line: Bool[Tensor, "batch size"]) -> Bool[Tensor, "batch size"]:
     """True over the longest run of True that is symmetric about the middle; at least the middle itself."""
     size = line.shape[1]
-    sampled = line.int()
-    left = sampled[:, : size // 2].flip(1).cumprod(1).sum(1)
-    right = sampled[:, size // 2 :].cumprod(1).sum(1)
+    missing = ~line
+    left = (missing[:, : size // 2].flip(1).cumsum(1) == 0).sum(1)
+    right = (missing[:, size // 2 :].cumsum(1) == 0).sum(1)
     count = (2 * torch.minimum(left, right)).clamp_min(1)
     start = (size - count + 1) // 2
     index = torch.arange(size, device=line.device)

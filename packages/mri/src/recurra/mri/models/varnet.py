@@ -4,7 +4,7 @@ Nothing of the network is ours: this calls `monai.apps.reconstruction`'s Variati
 of a `Reconstructor`. Its U-Nets are MONAI's BasicUNet, not those of the paper, so published weights do not fit.
 """
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from jaxtyping import Bool, Complex, Float
@@ -36,6 +36,7 @@ class VarNet(Reconstructor):
     """
 
     network: "VariationalNetworkModel"
+    unexportable: ClassVar[str | None] = "MONAI's network looks for the calibration columns in the values of the mask"
 
     def __init__(
         self,
