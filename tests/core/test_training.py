@@ -10,7 +10,7 @@ import sys
 import textwrap
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -570,7 +570,7 @@ def test_schedules() -> None:
 @pytest.mark.parametrize("processes", [1, 2])
 def test_samples_of_different_shapes_never_share_a_batch(processes: int) -> None:
     class Ragged(Points):
-        shapes = [(2, 8) if index % 3 else (2, 9) for index in range(13)]
+        shapes: ClassVar = [(2, 8) if index % 3 else (2, 9) for index in range(13)]
 
     data = Ragged(13)
     batches = TrainBatches(data, 4, processes=processes, seed=3, generator=torch.Generator())

@@ -20,6 +20,7 @@ from recurra.mri.masks import (
     Magic,
     MagicFraction,
     MaskGenerator,
+    Mixed,
     Poisson2D,
     Random,
     centered_disk,
@@ -118,18 +119,20 @@ class TestParity:
             "gaussian1d": Gaussian1D(*values, center_scale=extra["center_scale"], corner_origin=True),
             "gaussian2d": Gaussian2D(*values, center_scale=extra["center_scale"]),
             "equispaced2d": Equispaced2D(*values),
+            "equispaced1d": EquispacedFraction(*values),
+            "random1d": Random(*values),
         }
         return generators[kind[1]](tuple(extra["shape"][-3:-1]), seed=int(seed[1])).sampling
 
 
-RANDOM_KINDS = sorted(set(MASKS) - {"calgary_campinas", "poisson2d", "poisson2d_direct"})
+RANDOM_KINDS = sorted(set(MASKS) - {"calgary_campinas", "poisson2d", "poisson2d_direct", "mixed"})
 
 
 def build(kind: str, acceleration: float = 4) -> MaskGenerator:
     return MASKS[kind]([acceleration], [0.7 if kind in ("gaussian1d", "gaussian2d") else 0.08])
 
 
-@pytest.mark.parametrize("kind", sorted(set(MASKS) - {"calgary_campinas"}))
+@pytest.mark.parametrize("kind", sorted(set(MASKS) - {"calgary_campinas", "mixed"}))
 def test_the_global_generator_is_left_alone(kind: str) -> None:
     np.random.seed(7)
     expected = np.random.uniform(size=3)
@@ -272,3 +275,29 @@ class TestCalgaryCampinas:
 def test_what_cannot_be_is_refused_in_one_line(make: Any, line: str) -> None:
     with pytest.raises(ValueError, match=f"^{re.escape(line)}$"):
         make()
+
+
+def test_mixed_draws_every_kind_by_its_weight() -> None:
+    sections = [
+        {"name": "equispaced_fraction", "accelerations": [4], "center_fractions": [0.08]},
+        {"name": "gaussian2d", "accelerations": [8], "center_fractions": [0.7], "center_scale": 0.05},
+    ]
+    mixed = Mixed(sections, [0.75, 0.25])
+    masks = [mixed((48, 64), seed=seed) for seed in range(200)]
+    columns = [mask.sampling.shape[0] == 1 for mask in masks]
+    assert 0.65 < np.mean(columns) < 0.85
+    assert {mask.acceleration for mask, column in zip(masks, columns, strict=True) if column} == {4.0}
+    np.testing.assert_array_equal(masks[0].sampling, mixed((48, 64), seed=0).sampling)
+
+
+@pytest.mark.parametrize(
+    ("masks", "weights", "message"),
+    [
+        ([], None, "Mixed: masks must name one or more of"),
+        ([{"name": "spiral"}], None, "got spiral"),
+        ([{"name": "random", "accelerations": [4], "center_fractions": [0.1]}], [0.5, 0.5], "weights must be 1 numbers"),
+    ],
+)
+def test_mixed_refuses(masks: list[dict[str, object]], weights: list[float] | None, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Mixed(masks, weights)
