@@ -295,7 +295,11 @@ def test_mixed_draws_every_kind_by_its_weight() -> None:
     [
         ([], None, "Mixed: masks must name one or more of"),
         ([{"name": "spiral"}], None, "got spiral"),
-        ([{"name": "random", "accelerations": [4], "center_fractions": [0.1]}], [0.5, 0.5], "weights must be 1 numbers"),
+        (
+            [{"name": "random", "accelerations": [4], "center_fractions": [0.1]}],
+            [0.5, 0.5],
+            "weights must be 1 numbers",
+        ),
     ],
 )
 def test_mixed_refuses(masks: list[dict[str, object]], weights: list[float] | None, message: str) -> None:

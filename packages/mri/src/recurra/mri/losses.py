@@ -280,8 +280,9 @@ def ssim_map(
     variance_x = unbiased * (mean_xx - mean_x * mean_x)
     variance_y = unbiased * (mean_yy - mean_y * mean_y)
     covariance = unbiased * (mean_xy - mean_x * mean_y)
-    c1 = (k1 * data_range[:, None, None]) ** 2
-    c2 = (k2 * data_range[:, None, None]) ** 2
+    # A target that is empty, as outer slices are, has no range; without a least one 0/0 would end the training.
+    data_range = data_range.clamp_min(1e-6)[:, None, None]
+    c1, c2 = (k1 * data_range) ** 2, (k2 * data_range) ** 2
     similar: Tensor = (2 * mean_x * mean_y + c1) * (2 * covariance + c2)
     possible: Tensor = (mean_x**2 + mean_y**2 + c1) * (variance_x + variance_y + c2)
     return similar / possible

@@ -12,8 +12,14 @@ Every generator draws from numpy's legacy `RandomState`, in the order of the cod
   from the C library and differ between platforms.
 
 The seed of a file's mask is `file_seed(name)`: all slices of a volume share one mask. numpy's global generator is
-neither read nor changed.
+neither read nor changed. `mixed` picks among several kinds, for training one network for all of them.
 """
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.random import RandomState
 
 from recurra.mri.masks_2d import (
     CalgaryCampinas,
@@ -40,6 +46,36 @@ from recurra.mri.masks_columns import (
     file_seed,
 )
 
+
+class Mixed(MaskGenerator):
+    """One of several kinds for each mask, so that one network learns them all.
+
+    Args:
+        masks: a section each as in a recipe: `name` and the options of that kind.
+        weights: how often each kind is picked; equally often by default.
+    """
+
+    def __init__(self, masks: Sequence[Mapping[str, Any]], weights: Sequence[float] | None = None) -> None:
+        unknown = [str(one.get("name")) for one in masks if one.get("name") not in MASKS]
+        if not masks or unknown:
+            known = ", ".join(MASKS)
+            raise ValueError(f"Mixed: masks must name one or more of {known}; got {', '.join(unknown) or 'none'}")
+        if weights is not None and (len(weights) != len(masks) or min(weights) < 0 or sum(weights) <= 0):
+            raise ValueError(f"Mixed: weights must be {len(masks)} numbers that are not negative; got {list(weights)}")
+        self.kinds = [MASKS[one["name"]](**{key: one[key] for key in one if key != "name"}) for one in masks]
+        self.weights = np.asarray(weights if weights is not None else [1.0] * len(masks)) / (
+            sum(weights or ()) or len(masks)
+        )
+        accelerations = [value for kind in self.kinds for value in kind.accelerations]
+        super().__init__(accelerations, [value for kind in self.kinds for value in kind.center_fractions])
+
+    def __call__(self, shape: tuple[int, int], *, seed: Seed = None, padding: tuple[int, int] | None = None) -> Mask:
+        """A mask of the kind that is drawn first, from the same seed."""
+        rng = seed if isinstance(seed, RandomState) else RandomState(seed)
+        kind = self.kinds[int(rng.choice(len(self.kinds), p=self.weights))]
+        return kind(shape, seed=rng, padding=padding)
+
+
 MASKS: dict[str, type[MaskGenerator]] = {
     "random": Random,
     "equispaced": Equispaced,
@@ -54,6 +90,7 @@ MASKS: dict[str, type[MaskGenerator]] = {
     "gaussian1d_direct": Gaussian1DDirect,
     "gaussian2d_direct": Gaussian2DDirect,
     "poisson2d_direct": Poisson2DDirect,
+    "mixed": Mixed,
 }
 
 __all__ = [
@@ -70,6 +107,7 @@ __all__ = [
     "MagicFraction",
     "Mask",
     "MaskGenerator",
+    "Mixed",
     "Poisson2D",
     "Poisson2DDirect",
     "Random",

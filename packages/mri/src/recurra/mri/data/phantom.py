@@ -21,7 +21,7 @@ _ORDER = 5  # cosine terms an axis of the smooth fields: nothing finer than a fi
 
 
 def phantom_slice(
-    height: int, width: int, coils: int, seed: Seed, *, noise: float | None = None
+    height: int, width: int, coils: int, seed: Seed, *, noise: float | None = None, rows: int | None = None
 ) -> tuple[
     Complex64[NDArray[np.complex64], "coil height width"],
     Complex64[NDArray[np.complex64], "coil height width"],
@@ -36,6 +36,7 @@ def phantom_slice(
         seed: an integer or several, e.g. (seed, epoch, index); equal seeds give equal slices.
         noise: standard deviation of the complex noise of a coil relative to the image's maximum (which is one);
             by default drawn between 0.1 % and 3 %.
+        rows: keep a strip of so many rows about a random one with signal, as if the readout had seen no more.
 
     Raises:
         ValueError: when the matrix is smaller than 16 x 16 or there is no coil.
@@ -48,10 +49,14 @@ def phantom_slice(
     magnitude = _magnitude(rng, height, width)
     image = (magnitude * _phase(rng, height, width)).astype(np.complex64)
     maps = coil_maps(rng, height, width, coils)
+    if rows is not None and rows < height:
+        seen = np.flatnonzero(magnitude.any(1))  # about a row with signal: empty strips teach nothing
+        top = int(np.clip(rng.choice(seen) - rows // 2 if len(seen) else 0, 0, height - rows))
+        image, maps = image[top : top + rows], maps[:, top : top + rows]
     level = float(np.exp(rng.uniform(np.log(1e-3), np.log(3e-2)))) if noise is None else noise
     kspace = _centered_fft(maps * image)
     if level > 0:
-        samples = rng.standard_normal((coils, height, width, 2), dtype=np.float32)
+        samples = rng.standard_normal((*kspace.shape, 2), dtype=np.float32)
         kspace += np.float32(level / np.sqrt(2)) * samples.view(np.complex64)[..., 0]
     return kspace, maps, image
 
