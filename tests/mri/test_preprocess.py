@@ -23,6 +23,7 @@ from recurra.mri.preprocess import (
     padding_mask,
     quantile_scale,
 )
+from recurra.mri.sensitivity import espirit_maps
 
 # The names of direct's generators; a number of lines in the place of a fraction makes its Cartesian* masks.
 DIRECT: dict[str, type[MaskGenerator]] = {
@@ -146,6 +147,21 @@ def test_a_single_coil_has_the_unit_map() -> None:
     for maps in ("rss", "espirit", "unit"):
         found = Preprocess(maps=maps)(kspace(coils=1))  # type: ignore[arg-type]
         assert torch.equal(found.sensitivity, torch.ones(1, 48, 40, dtype=torch.complex64))
+
+
+def test_maps_come_from_a_calibration_scan_where_there_is_one() -> None:
+    raw = kspace()
+    mask = np.zeros((1, 40), bool)
+    mask[:, ::3] = True  # no calibration lines of its own
+    lines = torch.zeros_like(raw)
+    lines[..., 14:26] = raw[..., 14:26]
+    steps = Preprocess(padding_eps=0.0, maps="espirit")
+    found = steps(raw, mask=mask, calibration=lines.numpy())
+    acs = torch.zeros(1, 40, dtype=torch.bool)
+    acs[:, 14:26] = True
+    torch.testing.assert_close(found.sensitivity, espirit_maps(raw, acs))
+    with pytest.raises(ValueError, match="ESPIRiT maps need"):
+        steps(raw, mask=mask)
 
 
 def test_the_input_is_not_changed() -> None:

@@ -88,6 +88,7 @@ class Preprocess:
         acs_lines: int | None = None,
         padding: tuple[int, int] | None = None,
         sensitivity: Tensor | None = None,
+        calibration: NDArray[np.complex64] | None = None,
     ) -> PreparedSlice:
         """The slice, prepared.
 
@@ -99,6 +100,8 @@ class Preprocess:
             acs_lines: how many central lines it says are calibration.
             padding: first measured column and first column after those measured.
             sensitivity: known coil maps (coil, height, width), complex.
+            calibration: calibration lines of a scan of their own (coil, height, width), zero elsewhere: coil maps are
+                estimated from them.
 
         Raises:
             ValueError: the mask leaves too few calibration samples, or the maps are of another size.
@@ -117,10 +120,15 @@ class Preprocess:
         if empty is not None:
             sampling = _without_padding(sampling, empty)
         if self.coil_compression is not None and self.coil_compression < full.shape[0]:
-            if sensitivity is not None:
+            if sensitivity is not None or calibration is not None:
                 raise ValueError("coil_compression and given coil maps exclude each other; leave one of them out")
             full = compress_coils(full, acs, self.coil_compression)
         masked = torch.where(sampling, full, 0)
+        if sensitivity is None and calibration is not None:
+            lines = torch.from_numpy(calibration)
+            sensitivity = self.estimate_maps(
+                lines, acs_of_mask(lines.abs().sum((0, 1), keepdim=True)[0] > 0, full.shape[1])
+            )
         if sensitivity is None:
             sensitivity = self.estimate_maps(full, acs)
         scale = self.scale(masked)

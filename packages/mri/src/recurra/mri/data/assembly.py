@@ -83,7 +83,7 @@ class AssembledVolume(Volume):
         super().__init__(path, shape=shape, mask=None if sampled.all() else sampled, **about)
 
     def calibration(self, index: int) -> Complex64[NDArray[np.complex64], "coil height width"] | None:
-        """The separately measured calibration lines of a slice, on the grid of the image; None without any."""
+        """Calibration lines of a slice that were measured in a scan of their own, zero elsewhere; None without any."""
         lines = self._calibration[self._calibration["slice"] == self._slices[self._index(index)][-1]]
         return self._assemble(lines) if len(lines) else None
 

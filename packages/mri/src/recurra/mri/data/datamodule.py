@@ -173,8 +173,10 @@ class PhantomData(MRIData):
         val: validation samples, the same in every epoch.
         height: rows of the k-space.
         width: columns of the k-space.
-        coils: receive coils.
+        coils: receive coils, or their smallest and largest number.
         noise: standard deviation relative to the image's maximum; by default drawn for each slice.
+        rows: train on strips of so many rows; validation sees whole slices and estimated coil maps.
+        known_maps: train with the generator's coil maps.
         clean_target: compare with the phantom itself rather than with the image of its noisy k-space.
         gaussian_sigma: damps the calibration samples of RSS maps; None for none.
         workers: processes that prepare slices.
@@ -190,8 +192,10 @@ class PhantomData(MRIData):
         val: int = 20,
         height: int = 192,
         width: int = 160,
-        coils: int = 8,
+        coils: int | tuple[int, int] = 8,
         noise: float | None = None,
+        rows: int | None = None,
+        known_maps: bool = False,
         clean_target: bool = True,
         gaussian_sigma: float | None = 0.7,
         workers: int = 0,
@@ -203,7 +207,7 @@ class PhantomData(MRIData):
         shape: dict[str, Any] = {"height": height, "width": width, "coils": coils, "noise": noise, "mask": mask}
         shape["clean_target"] = clean_target
         self.size = f"{coils} coils, {height} x {width}"
-        self.train = PhantomDataset(train, self.preprocess, seed=seed, **shape)
+        self.train = PhantomDataset(train, self.preprocess, seed=seed, rows=rows, known_maps=known_maps, **shape)
         # Far from any training seed, and independent of it: runs with other seeds are validated alike.
         self.val = PhantomDataset(val, self.preprocess, seed=2**31 - 1, fixed=True, **shape)
 

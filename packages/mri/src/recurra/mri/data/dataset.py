@@ -36,6 +36,7 @@ class RawSlice:
     padding: tuple[int, int] | None
     recon_size: tuple[int, int] | None
     centered: bool
+    calibration: NDArray[np.complex64] | None
 
 
 class EpochDataset(Dataset[dict[str, Any]]):
@@ -127,6 +128,7 @@ class SliceDataset(EpochDataset):
                 mask=raw.mask,
                 acs_lines=raw.acs_lines,
                 padding=raw.padding,
+                calibration=raw.calibration,
             )
         except ValueError as error:
             raise ValueError(f"{raw.path}: slice {raw.index}: {error}") from None
@@ -153,8 +155,10 @@ class PhantomDataset(EpochDataset):
         seed: of phantoms and masks.
         height: rows of the k-space.
         width: columns of the k-space.
-        coils: receive coils.
+        coils: receive coils, or their smallest and largest number.
         noise: standard deviation relative to the image's maximum; by default drawn for each slice.
+        rows: keep a strip of so many rows. Column masks fold nothing along the rows, so strips teach as much a pixel.
+        known_maps: use the generator's coil maps, for every other slice only where there is signal; else estimate them.
         fixed: the same slices in every epoch, as for validation.
         clean_target: the target is the phantom itself; else the image of its noisy k-space.
     """
@@ -168,16 +172,20 @@ class PhantomDataset(EpochDataset):
         seed: int = 0,
         height: int = 192,
         width: int = 160,
-        coils: int = 8,
+        coils: int | tuple[int, int] = 8,
         noise: float | None = None,
+        rows: int | None = None,
+        known_maps: bool = False,
         fixed: bool = False,
         clean_target: bool = True,
     ) -> None:
         if count < 1:
             raise ValueError(f"PhantomDataset: count must be at least 1; got {count}")
         self.count, self.preprocess, self.mask, self.seed = count, preprocess, mask, seed
-        self.shape, self.noise, self.fixed, self.clean_target = (height, width, coils), noise, fixed, clean_target
-        self.shapes = [(coils, height, width)] * count
+        self.coils = (coils, coils) if isinstance(coils, int) else coils
+        self.height, self.width, self.rows, self.noise = height, width, rows, noise
+        self.known_maps, self.fixed, self.clean_target = known_maps, fixed, clean_target
+        self.shapes = [(self._coils(index), rows or height, width) for index in range(count)]
 
     def __len__(self) -> int:
         """Number of slices of an epoch."""
@@ -188,15 +196,24 @@ class PhantomDataset(EpochDataset):
         if not 0 <= index < self.count:
             raise IndexError(index)
         seed = (self.seed, 0 if self.fixed else self.epoch, index)
-        height, width, coils = self.shape
-        kspace, _, image = phantom_slice(height, width, coils, seed, noise=self.noise)
-        prepared = self.preprocess(kspace, generator=self.mask, seed=seed)
+        kspace, maps, image = phantom_slice(
+            self.height, self.width, self._coils(index), seed, noise=self.noise, rows=self.rows
+        )
+        known = None
+        if self.known_maps:
+            known = torch.from_numpy(maps * (image != 0) if index % 2 else maps)
+        prepared = self.preprocess(kspace, generator=self.mask, seed=seed, sensitivity=known)
         if self.clean_target:
             # The plain transform shows centred k-space with the image's middle in the corner.
             corner = self.preprocess.fft.startswith("uncentered")
             magnitude = np.fft.ifftshift(np.abs(image)) if corner else np.abs(image)
             prepared.target = torch.from_numpy(magnitude) / prepared.scale
         return sample(prepared, f"phantom_{'_'.join(map(str, seed))}", index, None)
+
+    def _coils(self, index: int) -> int:
+        """Coils of a sample: an index has the same number in every epoch, so that its shape is known beforehand."""
+        low, high = self.coils
+        return int(np.random.default_rng((self.seed, index)).integers(low, high + 1))
 
 
 def sample(prepared: PreparedSlice, file: str, index: int, size: tuple[int, int] | None) -> dict[str, Any]:
@@ -224,6 +241,7 @@ def read_slice(volume: Volume, index: int) -> RawSlice:
         padding=volume.padding,
         recon_size=volume.recon_size,
         centered=volume.centered,
+        calibration=volume.calibration(index),
     )
 
 

@@ -85,6 +85,11 @@ class Volume(ABC):
         self._index(index)
         return None
 
+    def calibration(self, index: int) -> Complex64[NDArray[np.complex64], "coil height width"] | None:
+        """Calibration lines of a slice that were measured in a scan of their own, zero elsewhere; None without any."""
+        self._index(index)
+        return None
+
     def image_affine(self, size: tuple[int, int]) -> Float64[NDArray[np.float64], "4 4"]:
         """The affine of the central (rows, columns) of the image."""
         return cropped_affine(self.affine, self.shape[2:], size)
