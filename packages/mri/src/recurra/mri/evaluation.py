@@ -203,7 +203,7 @@ def _score(
 
 def _reference(volume: Volume, index: int, prepared: PreparedSlice, preprocess: Preprocess) -> np.ndarray:
     """The image to compare with."""
-    stored = volume.target(index)
+    stored: np.ndarray | None = volume.target(index)
     if stored is not None:
         return stored
     if volume.mask is not None:

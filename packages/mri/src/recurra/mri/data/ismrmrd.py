@@ -100,7 +100,8 @@ def _lines(heads: NDArray[Any]) -> NDArray[Any]:
     """The image and calibration lines among the acquisitions."""
 
     def flag(number: int) -> NDArray[np.bool_]:
-        return (heads["flags"] >> np.uint64(number - 1)) & np.uint64(1) != 0
+        raised: NDArray[np.bool_] = (heads["flags"] >> np.uint64(number - 1)) & np.uint64(1) != 0
+        return raised
 
     lines = np.zeros(len(heads), LINE)
     index = heads["idx"]
@@ -113,7 +114,8 @@ def _lines(heads: NDArray[Any]) -> NDArray[Any]:
     lines["pre"], lines["post"] = heads["discard_pre"], heads["discard_post"]
     lines["reversed"] = flag(_REVERSED)
     lines["calibration"] = flag(_CALIBRATION) & ~flag(_CALIBRATION_AND_IMAGE)
-    return lines[~np.any([flag(number) for number in _NO_IMAGE], axis=0)]
+    wanted: NDArray[Any] = lines[~np.any([flag(number) for number in _NO_IMAGE], axis=0)]
+    return wanted
 
 
 def _affine(header: Header, heads: NDArray[Any], matrix: tuple[int, int]) -> NDArray[np.float64]:
