@@ -41,10 +41,10 @@ def execute() -> Callable[[list[str], Path], str]:
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder with `sample` (generated k-space) and `run` (a tiny trained model)."""
+    """Folder with `sample` (generated k-space) and `run` (a tiny model, hardly trained)."""
     folder = tmp_path_factory.mktemp("trained")
     run(["recurra-mri", "sample", "--out", "sample"], folder)
-    run(["recurra-mri", "train", "rim-small", "--tiny", "--out", "run"], folder)
+    run(["recurra-mri", "train", "rim-small", "--tiny", "data.train=4", "train.epochs=1", "--out", "run"], folder)
     return folder
 
 

@@ -211,7 +211,8 @@ def _reference(volume: Volume, index: int, prepared: PreparedSlice, preprocess: 
             f"{volume.path}: undersampled and without a reference image, nothing to compare with; "
             "pass --holdout 0.1 to score the prediction of samples that are kept back"
         )
-    return magnitudes(volume, preprocess, prepared.target[None], prepared.scale[None])[0]
+    image: np.ndarray = magnitudes(volume, preprocess, prepared.target[None], prepared.scale[None])[0]
+    return image
 
 
 def _same_size(truth: np.ndarray, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
