@@ -261,11 +261,11 @@ class Cached:
         if not 0 <= share <= 1:
             raise ValueError(f"cache must be between 0 and 1; got {share}")
         self.load, self.items = load, items
-        self._kept: Sequence[RawSlice] | None = None
+        self._kept: Any = None
         if share == 0:
             return
-        from monai.data import CacheDataset
-        from monai.transforms import Lambda
+        from monai.data.dataset import CacheDataset
+        from monai.transforms.utility.array import Lambda
 
         try:
             # Indices, since MONAI takes tuples apart; slices are never changed in place and need no copy.
@@ -279,7 +279,8 @@ class Cached:
 
     def __call__(self, index: int) -> RawSlice:
         """The item."""
-        return self._at(index) if self._kept is None else self._kept[index]
+        found: RawSlice = self._at(index) if self._kept is None else self._kept[index]
+        return found
 
     def _at(self, index: int) -> RawSlice:
         return self.load(self.items[index])
