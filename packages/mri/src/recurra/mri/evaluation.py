@@ -13,7 +13,7 @@ from torch import Tensor
 
 from recurra.core.cli import UserError, choose_device, open_output, progress, writing
 from recurra.core.cli import describe as one_line
-from recurra.mri.baselines import cg_sense, l1_wavelet, zero_filled
+from recurra.mri.baselines import BASELINES
 from recurra.mri.data import Volume, open_volume
 from recurra.mri.figures import error_map_png
 from recurra.mri.masks import file_seed
@@ -22,12 +22,6 @@ from recurra.mri.models.reconstructor import Reconstructor
 from recurra.mri.operators import FFTConvention, fft, sense_expand
 from recurra.mri.predict import Undersampling, find_inputs, load_checkpoint, magnitudes, preprocess_of, samples
 from recurra.mri.preprocess import PreparedSlice, Preprocess
-
-BASELINES: dict[str, Callable[..., Tensor]] = {
-    "zero_filled": zero_filled,
-    "cg_sense": cg_sense,
-    "l1_wavelet": l1_wavelet,
-}
 
 
 @dataclass
