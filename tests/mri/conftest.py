@@ -8,6 +8,7 @@ import jaxtyping
 import numpy as np
 import pytest
 import torch
+import yaml
 from click.testing import Result
 from typer.testing import CliRunner
 
@@ -19,6 +20,24 @@ from recurra.mri.models import CIRIM
 Command = Callable[..., Result]
 
 HEIGHT, WIDTH, COILS = 48, 40, 3
+RECIPE: dict[str, Any] = {
+    "model": {
+        "name": "CIRIM",
+        "cascades": 1,
+        "steps": 2,
+        "round_steps": False,
+        "conv_filters": [4, 4, 2],
+        "recurrent_filters": [4, 4, 0],
+        "maps": "rss",
+    },
+    "data": {"name": "Sample", "train": 4, "val": 3, "height": 32, "width": 24, "coils": 2},
+    "mask": {"name": "equispaced_fraction", "accelerations": [4], "center_fractions": [0.2]},
+    "loss": {"name": "L1"},
+    "optimizer": {"name": "Adam", "lr": 0.003},
+    "scheduler": {"name": "Cosine"},
+    "train": {"epochs": 2, "batch_size": 1, "device": "cpu"},
+    "tiny": {"data.train": 1, "data.val": 1},
+}
 
 
 def small_cirim(**options: Any) -> CIRIM:
@@ -81,6 +100,14 @@ def sample(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("sample")
     write_sample(folder, slices=1, height=HEIGHT, width=WIDTH, coils=COILS, train=1, val=1)
     return folder
+
+
+@pytest.fixture(scope="session")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A recipe of the smallest of everything: two epochs of four steps; read only."""
+    path = tmp_path_factory.mktemp("recipe") / "small.yaml"
+    path.write_text(yaml.safe_dump(RECIPE))
+    return path
 
 
 @pytest.fixture

@@ -306,7 +306,7 @@ def test_a_network_trained_on_the_plain_transform_is_rolled(
 
 def write_ismrmrd(path: Path, kspace: Array, recon: tuple[int, int], columns: Array) -> Path:
     """The volume (slice, coil, height, width) as a scanner's acquisitions: one a slice and column of those given."""
-    slices, coils, height, width = kspace.shape
+    slices, coils, height, _ = kspace.shape
     index = [(name, "<u2") for name in ("kspace_encode_step_1", "kspace_encode_step_2", "average", "slice")]
     index += [(name, "<u2") for name in ("contrast", "phase", "repetition", "set", "segment")]
     head = [("version", "<u2"), ("flags", "<u8"), ("number_of_samples", "<u2"), ("active_channels", "<u2")]

@@ -12,6 +12,7 @@ import re
 import sys
 import tarfile
 import tempfile
+import warnings
 import zipfile
 from collections.abc import Callable, Hashable, Iterable
 from pathlib import Path
@@ -43,7 +44,8 @@ def read_foreign(path: str | Path) -> dict[str, Any]:
         raise ValueError(f"{path}: nested too deeply for a checkpoint") from error
     # A damaged or hostile file can make a reader fail in any way it likes.
     except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        said = isinstance(error, ValueError | RuntimeError | OSError) and str(error).strip()
+        reason = said.splitlines()[0] if said else "damaged, or of another format"
         raise ValueError(f"{path}: not a readable torch checkpoint: {reason}") from error
     if not isinstance(plain, dict):
         raise ValueError(f"{path}: holds a {type(plain).__name__}; expected a dict of tensors")
@@ -112,15 +114,16 @@ def _read(path: Path) -> Any:
     allowed: list[Any] = [argparse.Namespace, (_NumberType, "numpy.dtype")]
     allowed += [(_number, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
     try:
-        with torch.serialization.safe_globals(allowed):
+        with torch.serialization.safe_globals(allowed), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of other pickle protocols: the reader knows them or refuses
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as refusal:
         if zipfile.is_zipfile(path):
             return _read_inertly(path)
         # The text of the refusal goes on for a paragraph; what was asked for stands after GLOBAL.
         asked = re.search(r"GLOBAL ([\w.]+)", str(refusal))
-        about = f"asks for {asked[1]}" if asked else str(refusal).splitlines()[0][:120]
-        raise ValueError(f"not in torch's zip format, and not weights alone: {about}; refused") from refusal
+        about = f": asks for {asked[1]}" if asked else ""
+        raise ValueError(f"not in torch's zip format, and not weights alone{about}; refused") from refusal
 
 
 class _NumberType:

@@ -256,6 +256,10 @@ def _run(
         trainer.fit(task, *loaders, ckpt_path=state, weights_only=True)
     except (Stopped, SIGTERMException) as stop:
         raise Interrupted(f"interrupted {stop}; saved in {last}, go on with --resume") from stop
+    except (ValueError, OSError) as error:
+        if str(error).startswith("Caught "):  # in a process that loads data; its traceback is no use to a user
+            raise UserError(str(error).strip().splitlines()[-1].partition(": ")[2]) from error
+        raise
     except SystemExit as stop:  # how Lightning answers Ctrl-C when it was pressed again
         saved = (
             f"the last finished epoch is in {last}, go on with --resume" if last.exists() else "nothing is saved yet"

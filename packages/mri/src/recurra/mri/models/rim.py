@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from recurra.core.nn.conv_cells import Dim
-from recurra.mri.models.reconstructor import Maps, Reconstructor, Scaling, one_of
+from recurra.mri.models.reconstructor import Maps, Reconstructor, Scaling, one_of, whole_numbers
 from recurra.mri.models.rim_block import Cell, Combine, DataConsistency, RIMBlock
 from recurra.mri.models.unet import LearnedSensitivity
 from recurra.mri.operators import FFTConvention
@@ -106,6 +106,7 @@ class CIRIM(Reconstructor):
         super().__init__(fft=fft, maps=maps, scaling=scaling, dim=dim, fft_dim=fft_dim)
         one_of("semantics", semantics, Semantics)
         one_of("sensitivity_net", sensitivity_net, SensitivityNet)
+        whole_numbers(cascades=cascades, steps=steps)
         if depth != 2:
             raise ValueError(f"depth must be 2, for image and gradient have 4 channels; got {depth!r}")
         if sensitivity_net == "normunet" and (dim, self.fft_dim) != (2, 2):
@@ -155,7 +156,7 @@ class CIRIM(Reconstructor):
         Raises:
             ValueError: shapes or types do not fit together.
         """
-        self.check(kspace, sensitivity, mask)
+        self.check(kspace, sensitivity, mask, image=image, sigma=sigma)
         maps = self.refine_maps(kspace, sensitivity, mask)
         return self.trajectory(kspace, maps, mask, image=image, sigma=sigma)[0][-1][-1]
 
@@ -219,6 +220,13 @@ class CIRIM(Reconstructor):
             else:
                 current, image = last.unsqueeze(1), None
         return images, last_state
+
+    def check(self, kspace: Tensor, sensitivity: Tensor, mask: Tensor, **options: Tensor | float | None) -> None:
+        """Raise a ValueError that says what is wrong with the arguments of `forward`, if anything is."""
+        image = options.get("image")
+        if isinstance(image, Tensor) and image.shape[:1] == (1,):  # one for the whole batch
+            options["image"] = image.expand(kspace.shape[0], *image.shape[1:])
+        super().check(kspace, sensitivity, mask, **options)
 
     def _recomputed(self, block: Callable[..., Any]) -> Callable[..., Any]:
         """The block, keeping no activations if asked to: recomputed whole, or step by step if it is the only one."""
