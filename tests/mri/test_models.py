@@ -2,15 +2,18 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jaxtyping
 import pytest
 import torch
 from torch import Tensor
 
+from recurra.core.nn import Conv2dGRU
 from recurra.core.testing import assert_close
 from recurra.mri import operators
 from recurra.mri.models import CIRIM, MODELS, DirectRIM, NormUnet, Reconstructor, RecurrentVarNet, RIMBlock, Unet
 from recurra.mri.models.recurrentvarnet import RecurrentVarNetBlock
 from recurra.mri.models.unet import LearnedSensitivity, SensitivityRefinement, sampled_center
+from recurra.mri.models.varnet import VarNet
 
 Inputs = tuple[Tensor, Tensor, Tensor]
 
@@ -544,6 +547,51 @@ def test_wrong_inputs_are_named() -> None:
         with pytest.raises(ValueError) as caught:  # noqa: PT011
             model.check(*args)
         assert str(caught.value) == message
+    # Complex numbers as a trailing axis: what to do about it comes before the rank.
+    with pytest.raises(ValueError, match=r"^kspace has type torch\.float32; .* see torch\.view_as_complex$"):
+        model.check(torch.view_as_real(y), torch.view_as_real(maps), mask)
+
+
+@pytest.mark.parametrize("prepared", [False, True], ids=["plain", "prepared"])
+@pytest.mark.parametrize(
+    ("make", "options", "message"),
+    [
+        ("indrnn", {"image": torch.zeros(1, 7, 7) + 0j}, "image has shape (1, 7, 7); expected (2, 8, 7)"),
+        ("indrnn", {"image": torch.zeros(3, 8, 7) + 0j}, "image has shape (3, 8, 7); expected (2, 8, 7)"),
+        ("indrnn", {"image": torch.zeros(2, 3, 8, 7) + 0j}, "image has shape (2, 3, 8, 7); expected (2, 8, 7)"),
+        ("rim", {"image": torch.zeros(2, 8, 5) + 0j}, "image has shape (2, 8, 5); expected (2, 8, 7)"),
+        ("rim", {"image": torch.zeros(1, 8, 7) + 0j}, "image has shape (1, 8, 7); expected (2, 8, 7)"),
+        ("rvn", {"image": torch.zeros(8, 7) + 0j}, "image has shape (8, 7); expected (2, 8, 7)"),
+        ("rim", {"initial_kspace": torch.zeros(2, 8, 7) + 0j}, "initial_kspace has shape (2, 8, 7); expected (2, 3, 8"),
+        ("rim", {"image": torch.zeros(2, 8, 7, 2)}, "image has type torch.float32; expected complex64, see torch.view"),
+        (
+            "rvn",
+            {"padding": torch.zeros(2, 1, 8, 5) > 0},
+            "padding has shape (2, 1, 8, 5); expected (2, 1, 8, 7), where",
+        ),
+        ("rvn", {"padding": torch.zeros(2, 1, 8, 7)}, "padding has type torch.float32; expected bool, True where the"),
+        ("indrnn", {"sigma": torch.ones(2)}, "sigma has shape (2,); expected one number for the whole batch"),
+        ("rim", {"likelihood_scale": torch.ones(2)}, "likelihood_scale has shape (2,); expected one number for the"),
+    ],
+)
+def test_wrong_options_are_named(
+    make: str, options: dict[str, Tensor], message: str, prepared: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As outside the tests, where nothing checks the shapes in signatures.
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    model = TINY[make]()
+    run = model.prepared() if prepared else model
+    with pytest.raises(ValueError) as caught:  # noqa: PT011
+        run(*inputs(batch=2, dtype=torch.complex64), **options)
+    assert str(caught.value).startswith(message)
+    assert "\n" not in str(caught.value)
+
+
+def test_one_image_may_serve_a_batch() -> None:
+    model = tiny(TINY["indrnn"])
+    args = inputs(batch=2)
+    image = torch.randn(1, 8, 7, dtype=torch.complex128)
+    assert model(*args, image=image).equal(model(*args, image=image.expand(2, 8, 7)))
 
 
 def test_a_model_checks_before_it_computes() -> None:
@@ -573,3 +621,55 @@ def test_wrong_choices_are_named(option: str) -> None:
     wrong: Any = {option: "lstm"}
     with pytest.raises((ValueError, TypeError), match="lstm"):
         CIRIM(**wrong)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        (CIRIM, "cascades"),
+        (CIRIM, "steps"),
+        (RIMBlock, "steps"),
+        (RecurrentVarNet, "steps"),
+        (RecurrentVarNet, "hidden"),
+        (RecurrentVarNet, "layers"),
+        (DirectRIM, "hidden"),
+        (DirectRIM, "depth"),
+        (DirectRIM, "length"),
+        (VarNet, "cascades"),
+    ],
+)
+@pytest.mark.parametrize("value", [0, -1, 1.5, True])
+def test_counts_start_at_one(kind: Any, name: str, value: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+    with pytest.raises(ValueError, match=rf"^{name} must be a whole number from 1 on; got {value}$"):
+        kind(**{name: value})
+
+
+def test_empty_lists_are_named() -> None:
+    lists = ("filters", "kernels", "dilations", "bias")
+    empty: dict[str, Any] = {f"{part}_{name}": () for part in ("conv", "recurrent") for name in lists}
+    with pytest.raises(ValueError, match=r"one entry a layer each; got 0 filters, 0 kernels, 0 dilations, 0 bias$"):
+        CIRIM(**empty)
+    with pytest.raises(ValueError, match=r"as many channels as dilations and multiscale .*; got 0, 0 and 3$"):
+        RecurrentVarNet(initializer_channels=(), initializer_dilations=())
+    with pytest.raises(ValueError, match=r"^a U-Net needs at least 1 filter and 1 pooling; got 8 and 0$"):
+        RecurrentVarNet(refine_pools=0)
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"conv_kernels": (4, 3, 3)}, "4 and 1"),
+        ({"conv_kernels": (5, 0, 3)}, "0 and 2"),
+        ({"conv_kernels": (5, 3, 2)}, "2 and 1"),
+        ({"conv_dilations": (1, 0, 1)}, "3 and 0"),
+        ({"recurrent_kernels": (2, 1, 0)}, "2 and 1"),
+        ({"recurrent_kernels": (1, 0, 0)}, "0 and 1"),
+    ],
+)
+@pytest.mark.parametrize("cell", ["gru", "mgu", "indrnn"])
+def test_kernels_keep_the_size_of_an_image(options: dict[str, Any], told: str, cell: Any) -> None:
+    with pytest.raises(ValueError, match=rf"^kernel must be odd and dilation at least 1, .*; got {told}$"):
+        CIRIM(**options, cell=cell)
+    with pytest.raises(ValueError, match=r"^kernel must be odd"):
+        Conv2dGRU(2, 3, gru_kernel_size=2)

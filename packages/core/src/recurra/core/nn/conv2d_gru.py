@@ -10,6 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from recurra.core.nn.conv_cells import same_padding
+
 
 def _convolution(channels: int, features: int, kernel: int, dilation: int) -> nn.Sequential:
     """A convolution that keeps the size of an image, whose border pixels are repeated outwards."""
@@ -21,7 +23,7 @@ def _convolution(channels: int, features: int, kernel: int, dilation: int) -> nn
 def _gate(hidden: int, kernel: int, *, instance_norm: bool) -> nn.Sequential:
     """The convolution of a gate over [a, h]."""
     norm = [nn.InstanceNorm2d(2 * hidden)] if instance_norm else []
-    return nn.Sequential(*norm, nn.Conv2d(2 * hidden, hidden, kernel, padding=kernel // 2))
+    return nn.Sequential(*norm, nn.Conv2d(2 * hidden, hidden, kernel, padding=same_padding(kernel)))
 
 
 class Conv2dGRU(nn.Module):

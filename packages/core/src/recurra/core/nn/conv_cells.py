@@ -31,13 +31,26 @@ CONVOLUTIONS: dict[int, type[nn.Conv1d] | type[nn.Conv2d] | type[nn.Conv3d]] = {
 }
 
 
+def same_padding(kernel: int, dilation: int = 1) -> int:
+    """How many pixels to add on each side of an image so that a convolution keeps its size.
+
+    Raises:
+        ValueError: there is no such number.
+    """
+    if kernel < 1 or dilation < 1 or dilation * (kernel - 1) % 2:
+        raise ValueError(
+            f"kernel must be odd and dilation at least 1, to keep the size of an image; got {kernel} and {dilation}"
+        )
+    return dilation * (kernel - 1) // 2
+
+
 def _same_convolution(
     channels: int, features: int, kernel: int, dilation: int, *, bias: bool, dim: int
 ) -> nn.Conv1d | nn.Conv2d | nn.Conv3d:
-    """A convolution that keeps the size of an image with zeros around it (odd kernels)."""
+    """A convolution that keeps the size of an image with zeros around it."""
     if dim not in CONVOLUTIONS:
         raise ValueError(f"dim must be one of 1, 2, 3; got {dim!r}")
-    padding = dilation * (kernel - 1) // 2
+    padding = same_padding(kernel, dilation)
     return CONVOLUTIONS[dim](channels, features, kernel, padding=padding, dilation=dilation, bias=bias)
 
 

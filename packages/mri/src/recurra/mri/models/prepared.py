@@ -51,7 +51,7 @@ class Prepared:
             if self._form is None or not served or torch.is_autocast_enabled("cpu"):
                 image: Tensor = self.model(kspace, sensitivity, mask, **options)
                 return image
-            self.model.check(kspace, sensitivity, mask)
+            self.model.check(kspace, sensitivity, mask, **options)
             maps = self.model.refine_maps(kspace, sensitivity, mask).expand_as(kspace)
             return self._form(kspace, maps, mask, **options)
 

@@ -13,6 +13,8 @@ from recurra.mri.operators import FFTConvention, fft, ifft
 
 Maps = Literal["espirit", "rss", "unit"]
 Scaling = Literal["quantile", "max_image", "none"]
+COMPLEX = ("kspace", "sensitivity", "image", "initial_kspace")
+NUMBERS = ("sigma", "likelihood_scale")
 AXES = {1: ("width",), 2: ("height", "width"), 3: ("depth", "height", "width")}
 
 
@@ -21,6 +23,13 @@ def one_of(name: str, value: object, choices: object) -> None:
     allowed = get_args(choices)
     if value not in allowed:
         raise ValueError(f"{name} must be one of {', '.join(map(str, allowed))}; got {value!r}")
+
+
+def whole_numbers(**counts: object) -> None:
+    """Raise a ValueError unless every argument is a whole number from 1 on."""
+    for name, count in counts.items():
+        if not isinstance(count, int) or isinstance(count, bool) or count < 1:
+            raise ValueError(f"{name} must be a whole number from 1 on; got {count!r}")
 
 
 class Reconstructor(Pretrained, ABC):
@@ -119,24 +128,47 @@ class Reconstructor(Pretrained, ABC):
         """Fourier transform in the model's convention."""
         return fft(image, self.fft, self.fft_dim)
 
-    def check(self, kspace: Tensor, sensitivity: Tensor, mask: Tensor) -> None:
+    def check(self, kspace: Tensor, sensitivity: Tensor, mask: Tensor, **options: Tensor | float | None) -> None:
         """Raise a ValueError that says what is wrong with the arguments of `forward`, if anything is."""
         expected = f"({', '.join(('batch', 'coil', *AXES[self.dim]))})"
+        given = {"kspace": kspace, "sensitivity": sensitivity}
+        for name, tensor in {**given, **options}.items():
+            if name in COMPLEX and isinstance(tensor, Tensor) and not tensor.is_complex():
+                raise ValueError(f"{name} has type {tensor.dtype}; expected complex64, see torch.view_as_complex")
         if kspace.ndim != self.dim + 2:
             raise ValueError(f"kspace has shape {tuple(kspace.shape)}; expected {expected}")
-        for name, tensor in (("kspace", kspace), ("sensitivity", sensitivity)):
-            if not tensor.is_complex():
-                raise ValueError(f"{name} has type {tensor.dtype}; expected complex64, see torch.view_as_complex")
         if sensitivity.shape[1:] != kspace.shape[1:] or sensitivity.shape[0] not in (1, kspace.shape[0]):
             raise ValueError(
                 f"sensitivity has shape {tuple(sensitivity.shape)}; expected that of kspace, {tuple(kspace.shape)}"
             )
-        if mask.dtype != torch.bool:
-            raise ValueError(f"mask has type {mask.dtype}; expected bool, True where k-space was sampled")
-        wanted = (kspace.shape[0], 1, *kspace.shape[2:])
-        fits = mask.ndim == kspace.ndim and all(m in (1, n) for m, n in zip(mask.shape, wanted, strict=True))
-        if not fits:
-            raise ValueError(
-                f"mask has shape {tuple(mask.shape)}; expected {wanted}, where any size may be 1 "
-                f"(kspace has shape {tuple(kspace.shape)})"
-            )
+        _check_mask("mask", "True where k-space was sampled", mask, kspace)
+        for name, value in options.items():
+            _check_option(name, value, kspace)
+
+
+def _check_mask(name: str, meaning: str, mask: Tensor, kspace: Tensor) -> None:
+    if mask.dtype != torch.bool:
+        raise ValueError(f"{name} has type {mask.dtype}; expected bool, {meaning}")
+    wanted = (kspace.shape[0], 1, *kspace.shape[2:])
+    fits = mask.ndim == kspace.ndim and all(m in (1, n) for m, n in zip(mask.shape, wanted, strict=True))
+    if not fits:
+        raise ValueError(
+            f"{name} has shape {tuple(mask.shape)}; expected {wanted}, where any size may be 1 "
+            f"(kspace has shape {tuple(kspace.shape)})"
+        )
+
+
+def _check_option(name: str, value: Tensor | float | None, kspace: Tensor) -> None:
+    """The same for what some models take beside."""
+    if not isinstance(value, Tensor):
+        return
+    batch, _, *spatial = kspace.shape
+    expected = {"image": (batch, *spatial), "initial_kspace": tuple(kspace.shape)}
+    if name == "padding":
+        _check_mask("padding", "True where the scanner never samples", value, kspace)
+    elif name in expected and tuple(value.shape) != expected[name]:
+        raise ValueError(
+            f"{name} has shape {tuple(value.shape)}; expected {expected[name]} (kspace has shape {tuple(kspace.shape)})"
+        )
+    elif name in NUMBERS and value.numel() != 1:
+        raise ValueError(f"{name} has shape {tuple(value.shape)}; expected one number for the whole batch")

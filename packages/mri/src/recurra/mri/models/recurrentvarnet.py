@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from recurra.core.nn import Conv2dGRU, NormConv2dGRU
-from recurra.mri.models.reconstructor import Maps, Reconstructor, Scaling, one_of
+from recurra.mri.models.reconstructor import Maps, Reconstructor, Scaling, one_of, whole_numbers
 from recurra.mri.models.unet import SensitivityRefinement
 from recurra.mri.operators import (
     FFTConvention,
@@ -163,6 +163,7 @@ class RecurrentVarNet(Reconstructor):
         super().__init__(fft=fft, maps=maps, scaling=scaling, fft_dim=fft_dim)
         one_of("initializer", initializer, Initializer)
         one_of("refine", refine, Refine)
+        whole_numbers(steps=steps, hidden=hidden, layers=layers)
         self.steps, self.start = steps, initializer
         self.initializer: RecurrentInit | None = None
         if initializer != "none":
@@ -201,7 +202,7 @@ class RecurrentVarNet(Reconstructor):
         Raises:
             ValueError: shapes or types do not fit together, or there is no image where one is needed.
         """
-        self.check(kspace, sensitivity, mask)
+        self.check(kspace, sensitivity, mask, image=image, padding=padding)
         maps = self.refine_maps(kspace, sensitivity, mask)
         prediction = self.trajectory(kspace, maps, mask, image=image)[0][-1]
         if padding is not None:

@@ -224,7 +224,7 @@ class CIRIM(Reconstructor):
     def check(self, kspace: Tensor, sensitivity: Tensor, mask: Tensor, **options: Tensor | float | None) -> None:
         """Raise a ValueError that says what is wrong with the arguments of `forward`, if anything is."""
         image = options.get("image")
-        if isinstance(image, Tensor) and image.shape[:1] == (1,):  # one for the whole batch
+        if isinstance(image, Tensor) and image.shape == (1, *kspace.shape[2:]):  # one for the whole batch
             options["image"] = image.expand(kspace.shape[0], *image.shape[1:])
         super().check(kspace, sensitivity, mask, **options)
 

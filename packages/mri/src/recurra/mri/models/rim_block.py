@@ -14,8 +14,8 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from recurra.core.nn import ConvGRUCell, ConvIndRNNCell, ConvMGUCell
-from recurra.core.nn.conv_cells import CONVOLUTIONS, Dim
-from recurra.mri.models.reconstructor import one_of
+from recurra.core.nn.conv_cells import CONVOLUTIONS, Dim, same_padding
+from recurra.mri.models.reconstructor import one_of, whole_numbers
 from recurra.mri.operators import (
     FFTConvention,
     data_gradient,
@@ -53,7 +53,7 @@ class ConvNonlinear(nn.Module):
         dim: Dim = 2,
     ) -> None:
         super().__init__()
-        self.padding = dilation * (kernel - 1) // 2
+        self.padding = same_padding(kernel, dilation)
         self.nonlinear = nonlinear
         self.conv_layer = CONVOLUTIONS[dim](input, hidden, kernel, dilation=dilation, bias=bias)
         nn.init.kaiming_normal_(self.conv_layer.weight, nonlinearity="relu")
@@ -138,6 +138,7 @@ class RIMBlock(nn.Module):
         one_of("cell", cell, Cell)
         one_of("data_consistency", data_consistency, DataConsistency)
         one_of("combine", combine, Combine)
+        whole_numbers(steps=steps)
         convs = _layers(filters=conv_filters, kernels=conv_kernels, dilations=conv_dilations, bias=conv_bias)
         cells = _layers(
             filters=recurrent_filters, kernels=recurrent_kernels, dilations=recurrent_dilations, bias=recurrent_bias

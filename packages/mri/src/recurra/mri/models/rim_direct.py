@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from recurra.core.nn import Conv2dGRU, NormConv2dGRU
-from recurra.mri.models.reconstructor import Maps, Reconstructor, Scaling, one_of
+from recurra.mri.models.reconstructor import Maps, Reconstructor, Scaling, one_of, whole_numbers
 from recurra.mri.models.recurrentvarnet import RecurrentInit, Refine
 from recurra.mri.models.unet import SensitivityRefinement
 from recurra.mri.operators import FFTConvention, data_gradient, from_channels, sense_reduce, to_channels
@@ -82,6 +82,7 @@ class DirectRIM(Reconstructor):
         super().__init__(fft=fft, maps=maps, scaling=scaling, fft_dim=fft_dim)
         one_of("start", start, Start)
         one_of("refine", refine, Refine)
+        whole_numbers(hidden=hidden, depth=depth, length=length)
         self.length, self.skip, self.start, self.likelihood_scale = length, skip, start, likelihood_scale
         self.initializer: RecurrentInit | None = None
         if learned_initializer:
@@ -126,7 +127,8 @@ class DirectRIM(Reconstructor):
         Raises:
             ValueError: shapes or types do not fit together, or there is nothing to start from.
         """
-        self.check(kspace, sensitivity, mask)
+        given = {"image": image, "initial_kspace": initial_kspace, "likelihood_scale": likelihood_scale}
+        self.check(kspace, sensitivity, mask, **given)
         maps = self.refine_maps(kspace, sensitivity, mask)
         images, _ = self.trajectory(
             kspace, maps, mask, image=image, initial_kspace=initial_kspace, likelihood_scale=likelihood_scale

@@ -70,6 +70,8 @@ class Unet(nn.Module):
         self, in_channels: int, out_channels: int, filters: int = 32, pools: int = 4, *, dropout: float = 0.0
     ) -> None:
         super().__init__()
+        if min(filters, pools) < 1:
+            raise ValueError(f"a U-Net needs at least 1 filter and 1 pooling; got {filters} and {pools}")
         self.pools = pools
         levels = [filters * 2**i for i in range(pools + 1)]
         inputs = [in_channels, *levels[:-2]]

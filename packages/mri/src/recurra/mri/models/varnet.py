@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Complex, Float
 from torch import Tensor
 
-from recurra.mri.models.reconstructor import Maps, Reconstructor, Scaling
+from recurra.mri.models.reconstructor import Maps, Reconstructor, Scaling, whole_numbers
 from recurra.mri.operators import FFTConvention
 
 if TYPE_CHECKING:
@@ -50,6 +50,7 @@ class VarNet(Reconstructor):
         scaling: Scaling = "max_image",
     ) -> None:
         super().__init__(fft=fft, maps=maps, scaling=scaling)
+        whole_numbers(cascades=cascades)
         if fft != "centered-ortho":
             raise ValueError(f"fft must be centered-ortho for VarNet, MONAI has no other; got {fft!r}")
         from monai.apps.reconstruction.networks.nets.coil_sensitivity_model import CoilSensitivityModel
