@@ -39,7 +39,9 @@ class RealArithmetic(nn.Module):
         Raises:
             ValueError: the program has an operation on complex values that has no real form here.
         """
-        return _Interpreter(self.program).run(*inputs)
+        interpreter = _Interpreter(self.program)
+        interpreter.extra_traceback = False
+        return interpreter.run(*inputs)
 
 
 class _Interpreter(fx.Interpreter):
