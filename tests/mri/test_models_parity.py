@@ -294,7 +294,9 @@ def test_trained_irim(path: Path) -> None:
         pytest.skip(f"no {files[0].name} in {folder}")
     with h5py.File(files[0]) as scan, h5py.File(files[1]) as references:
         kspace = torch.from_numpy(scan["kspace"][()]).squeeze()[None]
-        maps = torch.fft.ifftshift(torch.from_numpy(references["espirit_maps"][()]).squeeze(), dim=(-2, -1))[None]
+        upright = torch.from_numpy(references["espirit_maps"][()]).squeeze()[None].to(torch.complex64)
+        wavelet = torch.from_numpy(references["l1_wavelet"][()]).squeeze().abs()
+    maps = torch.fft.ifftshift(upright, dim=(-2, -1))
     config, state = from_mridc(pair.config, pair.state)
     model = CIRIM(**config)
     model.load_state_dict(state)
@@ -303,10 +305,24 @@ def test_trained_irim(path: Path) -> None:
     kspace = (kspace / scale).to(torch.complex64)
     mask = kspace.abs().sum(1, keepdim=True) > 0
     with torch.no_grad():
-        images, _ = model.trajectory(kspace, maps.to(torch.complex64), mask)
+        images, _ = model.trajectory(kspace, maps, mask)
     for name, expected in pair.outputs.items():
         if name.startswith("pred_"):
             assert_close(images[0][int(name.removeprefix("pred_"))], expected, pair.tolerance, name=name)
+
+    def psnr(image: torch.Tensor) -> float:
+        error = image.abs() / image.abs().max() - wavelet / wavelet.max()
+        return float(-10 * torch.log10(error.square().mean()))
+
+    if "psnr_vs_l1wavelet" in pair.outputs:
+        steps = [psnr(torch.fft.fftshift(image[0])) for image in images[0]]
+        assert_close(steps, pair.outputs["psnr_vs_l1wavelet"][1:], atol=0.01, rtol=0, name="PSNR of the steps")
+        # The image in the middle of its array: no border cuts through it.
+        recentered = CIRIM(**{**config, "fft": "recentered-ortho"})
+        recentered.load_state_dict(state)
+        with torch.no_grad():
+            images, _ = recentered.trajectory(kspace, upright, mask)
+        assert max(psnr(image[0]) for image in images[0]) > 31.85 > max(steps)
 
 
 # --- direct ----------------------------------------------------------------------------------------------------------
