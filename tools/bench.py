@@ -107,6 +107,17 @@ def winograd(channels: int, dilation: int, small: bool, device: str) -> dict[str
     }
 
 
+def thin(small: bool, device: str) -> dict[str, Callable[[], Run]]:
+    from recurra.kernels import thin_conv
+
+    size = 16 if small else 256
+    x, kernel = torch.randn(1, size, size, 64), torch.randn(2, 3, 3, 64)
+    return {
+        name: lambda name=name: inference(partial(thin_conv, x, kernel, None, backend=name))
+        for name in ("reference", "numba")
+    }
+
+
 # --- models ---------------------------------------------------------------------------------------
 
 
@@ -273,6 +284,7 @@ CASES: dict[str, Case] = {
         for c in (64, 128)
         for d in (1, 2)
     },
+    "3x3 convolution, 64 channels to 2": Case("kernels", thin),
     **{f"cell {kind} 64": Case("mri", partial(cell_alone, kind), repeats=9) for kind in ("gru", "mgu", "indrnn")},
     **{name: Case("mri", partial(model, name)) for name in ("rim indrnn", "rim mgu", "rim gru")},
     **{

@@ -46,7 +46,8 @@ def spread_weights(module: nn.Module) -> None:
         (24, 17, 3, 1, "winograd"),
         (24, 17, 3, 2, "winograd"),
         (24, 17, 3, 4, "winograd"),
-        (24, 2, 3, 1, "taps"),
+        (24, 2, 3, 1, "thin"),
+        (24, 3, 3, 2, "taps"),
         (24, 2, 5, 2, "taps"),
         (8, 8, 3, 1, "direct"),
     ],
@@ -73,6 +74,9 @@ def test_convolution_without_numba(monkeypatch):
     prepared = Convolution(weight, None, padding="zeros")
     assert prepared.kind == "direct"
     assert_same(prepared(as_map(x)), as_map(F.conv2d(x, weight, padding=1)))
+    prepared = Convolution(weight[:2], None, padding="zeros")
+    assert prepared.kind == "taps"
+    assert_same(prepared(as_map(x)), as_map(F.conv2d(x, weight[:2], padding=1)))
 
 
 @pytest.mark.parametrize("cell", CELLS)
@@ -95,7 +99,7 @@ def test_cell(cell, kernel, dilation, channels, hidden, bias):
 
 @pytest.mark.parametrize("cell", CELLS)
 def test_cell_in_many_chunks(cell, monkeypatch):
-    monkeypatch.setattr("recurra.core.nn.prepared.CHUNK", 64)
+    monkeypatch.setattr("recurra.core.nn.prepared.CHUNK", 1)
     plain = CELLS[cell](5, 8)
     spread_weights(plain)
     x, h = torch.randn(1, 5, 19, 23), torch.randn(1, 8, 19, 23)

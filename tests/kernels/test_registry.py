@@ -113,7 +113,7 @@ def test_missing_optional_dependencies_are_no_error(monkeypatch):
 
 
 def test_costs_are_data_for_every_backend_and_cell():
-    for package in ("conv_cell_pointwise", "winograd"):
+    for package in ("conv_cell_pointwise", "thin_conv", "winograd"):
         table = registry.measured_costs(f"recurra.kernels.{package}")
         assert {"how", "reference", "numba"} <= set(table)
 

@@ -2,6 +2,7 @@
 
 from recurra.kernels.conv_cell_pointwise import conv_cell_pointwise, conv_cell_update
 from recurra.kernels.registry import Backend, Choice, Op, explain, use_backend
+from recurra.kernels.thin_conv import thin_conv
 from recurra.kernels.winograd import winograd_conv, winograd_weight
 
 __all__ = [
@@ -11,6 +12,7 @@ __all__ = [
     "conv_cell_pointwise",
     "conv_cell_update",
     "explain",
+    "thin_conv",
     "use_backend",
     "winograd_conv",
     "winograd_weight",

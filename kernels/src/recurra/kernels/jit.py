@@ -11,20 +11,25 @@ import torch
 from numba.core.compiler import CompilerBase, DefaultPassBuilder
 
 # Contraction alone: NaN, infinity and signed zero keep their meaning.
-_FAST = {"contract"}
+_FAST = frozenset({"contract"})
 _pools: dict[tuple[int, int], ThreadPoolExecutor] = {}
 
 
-def jit(function: Callable[..., Any]) -> Callable[..., Any]:
+def jit(function: Callable[..., Any], *, fast: frozenset[str] = _FAST) -> Callable[..., Any]:
     """The compiled function: lazily, cached on disk where a place for the cache can be written."""
     # Numba compiles plain functions, not the shape checks that tests put around them.
     function = inspect.unwrap(function)
-    options: dict[str, Any] = {"nogil": True, "fastmath": _FAST, "error_model": "numpy"}
+    options: dict[str, Any] = {"nogil": True, "fastmath": set(fast), "error_model": "numpy"}
     try:
         compiled: Callable[..., Any] = numba.njit(cache=True, **options)(function)
     except RuntimeError:  # no writable place for the cache: compile once in every process
         compiled = numba.njit(**options)(function)
     return compiled
+
+
+def jit_sum(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A compiled function whose sums may be taken in several parts, in an order that is the same in every run."""
+    return jit(function, fast=_FAST | {"reassoc"})
 
 
 class _Distinct(CompilerBase):
@@ -41,7 +46,7 @@ def jit_distinct(function: Callable[..., Any]) -> Callable[..., Any]:
 
     LLVM then vectorises loops over many arrays, for which it would give up comparing addresses.
     """
-    options: dict[str, Any] = {"nogil": True, "fastmath": _FAST, "error_model": "numpy"}
+    options: dict[str, Any] = {"nogil": True, "fastmath": set(_FAST), "error_model": "numpy"}
     compiled: Callable[..., Any] = numba.njit(pipeline_class=_Distinct, **options)(inspect.unwrap(function))
     return compiled
 

@@ -13,13 +13,13 @@ from torch import Tensor, nn
 
 from recurra.core.nn.conv2d_gru import Conv2dGRU
 from recurra.core.nn.conv_cells import ConvGRUCell, ConvIndRNNCell, ConvMGUCell
-from recurra.kernels import conv_cell_update, winograd_conv, winograd_weight
+from recurra.kernels import conv_cell_update, thin_conv, winograd_conv, winograd_weight
 from recurra.kernels.registry import installed
 
-Kind = Literal["matrix", "winograd", "taps", "direct"]
+Kind = Literal["matrix", "winograd", "thin", "taps", "direct"]
 
-# Pixels whose gates are worked on together, times 64 channels: the buffers stay in the second-level cache.
-CHUNK = 1024 * 64
+# Values of the matrices that a chunk of pixels is worked on with, 1.5 MB: they stay near the second-level cache.
+CHUNK = 3 << 17
 # Below this many channels the transforms of Winograd's convolution cost more than the products they save.
 WINOGRAD_CHANNELS = 16
 
@@ -43,8 +43,8 @@ def unsupported(module: nn.Module) -> str | None:
 class Convolution:
     """A convolution that keeps the size of an image, with an optional ReLU.
 
-    By shape it is a matrix product (1x1), Winograd's algorithm (3x3), a matrix product followed by a sum of shifted
-    results (few filters), or torch's own convolution.
+    By shape it is a matrix product (1x1), Winograd's algorithm (3x3), dot products or a matrix product followed by a
+    sum of shifted results (few filters), or torch's own convolution.
     """
 
     def __init__(
@@ -66,6 +66,8 @@ class Convolution:
             self.weight = weight.flatten(1).t().contiguous()
         elif self.kind == "winograd":
             self.weight = winograd_weight(weight)
+        elif self.kind == "thin":
+            self.weight = weight.movedim(1, -1).contiguous()
         elif self.kind == "taps":
             self.weight = weight.permute(1, 2, 3, 0).flatten(1).contiguous()
         else:
@@ -75,7 +77,7 @@ class Convolution:
         if self.kernel == 1:
             return "matrix"
         if self.filters * 8 <= self.channels:
-            return "taps"
+            return "thin" if (self.kernel, self.dilation) == (3, 1) and installed("numba") else "taps"
         if self.kernel == 3 and min(self.channels, self.filters) >= WINOGRAD_CHANNELS and installed("numba"):
             return "winograd"
         return "direct"
@@ -91,6 +93,8 @@ class Convolution:
             return winograd_conv(x, self.weight, self.bias, out=out, **options)  # type: ignore[arg-type]
         if self.kind == "matrix":
             y = _product(x, self.weight, self.bias, out)
+        elif self.kind == "thin":
+            y = thin_conv(x, self.weight, self.bias, padding=self.padding)
         elif self.kind == "taps":
             y = self._sum_of_taps(x)
         else:
@@ -126,8 +130,8 @@ def _product(x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor | None)
     return out
 
 
-def _rows(channels: int) -> int:
-    return max(64, CHUNK // channels) * torch.get_num_threads()
+def _rows(columns: int) -> int:
+    return max(64, CHUNK // columns) * torch.get_num_threads()
 
 
 class _Buffers:
@@ -172,7 +176,7 @@ class Cell:
             gh = None if self.hh is None else self.hh(h).view(len(rows), -1)
             conv_cell_update(self.name, gi, gh, states, u=self.u, bias=self.bias, out=states)
             return h
-        step = 2 * _rows(self.hidden)
+        step = _rows(self.ih.filters + (0 if self.hh is None else self.hh.filters))
         for start in range(0, len(rows), step):
             self._chunk(rows[start : start + step], states[start : start + step])
         return h
@@ -222,7 +226,7 @@ class Stack:
         return torch.cat([*skipped, x], dim=-1) if skipped else x
 
     def _layer(self, gates: "_Gates", a: Tensor, h: Tensor, x: Tensor) -> None:
-        step = _rows(self.hidden)
+        step = _rows(7 * self.hidden)
         for start in range(0, len(a), step):
             rows = slice(start, start + step)
             gates(a[rows], h[rows], x[rows], self._buffers)
