@@ -1,5 +1,7 @@
 """Prepared layers give the numbers of the modules they are made from."""
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -120,6 +122,16 @@ def test_stack(layers, dense):
         assert_same(prepared(as_map(x), states), as_map(y))
     for got, want in zip(states, state.unbind(-1), strict=True):
         assert_same(got, as_map(want))
+
+
+def test_threads_do_not_share_buffers():
+    plain = ConvGRUCell(16, 32)
+    prepared = Cell(plain)
+    inputs = [(torch.randn(1, 16, 90, 90), torch.randn(1, 32, 90, 90)) for _ in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        got = list(pool.map(lambda pair: prepared(as_map(pair[0]), as_map(pair[1])), inputs))
+    for y, (x, h) in zip(got, inputs, strict=True):
+        assert_same(y, as_map(plain(x, h)))
 
 
 def test_weights_are_those_of_the_time_of_preparation():

@@ -4,6 +4,7 @@ Feature maps are (batch, height, width, channel) here, contiguous, so that a 1x1
 gate arithmetic walks through memory once. States are updated in place. Float32 on the CPU; no gradients.
 """
 
+import threading
 from typing import Literal
 
 import torch
@@ -134,8 +135,8 @@ def _rows(columns: int) -> int:
     return max(64, CHUNK // columns) * torch.get_num_threads()
 
 
-class _Buffers:
-    """Scratch matrices that are made once."""
+class _Buffers(threading.local):
+    """Scratch matrices that are made once in every thread that reconstructs."""
 
     def __init__(self) -> None:
         self._kept: dict[str, Tensor] = {}
