@@ -117,7 +117,7 @@ def _where(condition: Tensor, a: Any, b: Any) -> Pair:
     return Pair(torch.where(condition, a.re, b.re), torch.where(condition, a.im, b.im))
 
 
-def _norm(z: Pair, ord: float = 2, dim: Any = None, keepdim: bool = False, *, dtype: Any = None) -> Tensor:
+def _norm(z: Pair, ord: int | float = 2, dim: Any = None, keepdim: bool = False, *, dtype: Any = None) -> Tensor:
     if ord != 2 or dtype is not None:
         raise ValueError(f"a vector norm of order {ord} of complex values has no real form")
     square = z.re.square() + z.im.square()
