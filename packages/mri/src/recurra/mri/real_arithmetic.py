@@ -87,7 +87,9 @@ def _pair(value: Any) -> Pair:
         return value
     if isinstance(value, Tensor):
         return Pair(value, torch.zeros_like(value))
-    return Pair(torch.tensor(complex(value).real), torch.tensor(complex(value).imag))
+    parts = complex(value)
+    # Single numbers do not decide the precision of a result, but their own may not be lost.
+    return Pair(*(torch.tensor(part, dtype=torch.float64) for part in (parts.real, parts.imag)))
 
 
 def _add(a: Any, b: Any, sign: int) -> Pair:
@@ -96,6 +98,7 @@ def _add(a: Any, b: Any, sign: int) -> Pair:
 
 
 def _multiply(a: Any, b: Any) -> Pair:
+    a, b = (_pair(x) if isinstance(x, complex) else x for x in (a, b))
     if not isinstance(a, Pair):
         a, b = b, a
     if not isinstance(b, Pair):
@@ -132,12 +135,18 @@ def _fourier(z: Any, dim: list[int], normalization: int, forward: bool) -> Pair:
     return Pair(found[..., 0], found[..., 1])
 
 
+def _fourier_of_real(x: Tensor, dim: list[int], normalization: int, onesided: bool) -> Pair:
+    if onesided:
+        raise ValueError("half a Fourier transform has no real form")
+    return _fourier(x, dim, normalization, True)
+
+
 def _view_as_complex(x: Tensor) -> Pair:
     return Pair(x[..., 0], x[..., 1])
 
 
 # Operations that make complex values of real ones.
-MAKERS = {aten.view_as_complex.default, aten.complex.default}
+MAKERS = {aten.view_as_complex.default, aten.complex.default, aten._fft_r2c.default}
 
 RULES: dict[Any, Callable[..., Any]] = {
     aten.view_as_complex.default: _view_as_complex,
@@ -155,6 +164,7 @@ RULES: dict[Any, Callable[..., Any]] = {
     aten.where.self: _where,
     aten.linalg_vector_norm.default: _norm,
     aten._fft_c2c.default: _fourier,
+    aten._fft_r2c.default: _fourier_of_real,
 }
 
 LINEAR = {
