@@ -196,7 +196,7 @@ def fit(
     """
     out = Path(out)
     with _quiet_lightning():
-        if _is_first_process():
+        if is_first_process():
             _check_folder(out, resume=resume, overwrite=overwrite, recipe=recipe)
         folder = RunFolder(out, quiet=quiet)
         trainer = _trainer(settings, folder)
@@ -207,7 +207,7 @@ def fit(
         steps_per_epoch = -(-len(train) // settings.accumulate)
         task.total_steps = settings.steps or steps_per_epoch * (settings.epochs or 1)
         started, first = time.perf_counter(), _position(out, train) if resume else 0
-        if _is_first_process():  # only now: a run that cannot start leaves no folder behind
+        if is_first_process():  # only now: a run that cannot start leaves no folder behind
             _make_folder(out, fresh=not resume, recipe=recipe)
         with stop_signals(folder):
             _run(trainer, task, (train, validation), out / LAST if resume else None)
@@ -303,7 +303,7 @@ def _machine(settings: TrainSettings) -> dict[str, Any]:
     }
 
 
-def _is_first_process() -> bool:
+def is_first_process() -> bool:
     """Whether this process writes; known before the processes are joined."""
     return int(getattr(rank_zero_only, "rank", 0)) == 0
 
@@ -339,7 +339,7 @@ def _loaders(
     data: LightningDataModule, settings: TrainSettings, processes: int
 ) -> tuple[DataLoader[Any], DataLoader[Any] | None]:
     """Loaders of training and validation data in our order."""
-    if _is_first_process():
+    if is_first_process():
         data.prepare_data()
     data.setup("fit")
     train = train_loader(

@@ -66,12 +66,14 @@ def train(
     debug: Debug = False,
 ) -> None:
     """Train a model; the run folder is a checkpoint."""
+    from recurra.core.training import is_first_process
     from recurra.mri.training import train as train_recipe
 
     report = train_recipe(
         recipe, overrides or [], out=out, resume=resume, tiny=tiny, device=device, overwrite=overwrite, quiet=quiet
     )
-    typer.echo(f"checkpoint {report.folder}")
+    if is_first_process():
+        typer.echo(f"checkpoint {report.folder}")
 
 
 @app.command()
@@ -181,7 +183,8 @@ def evaluate(
     for path in table.outputs:
         typer.echo(str(path))
     if table.failures:
-        raise UserError(f"{len(table.failures)} of {table.files} files failed: " + "; ".join(table.failures))
+        lines = "; ".join(table.failures)
+        raise UserError(lines if table.files == 1 else f"{len(table.failures)} of {table.files} files failed: {lines}")
 
 
 @app.command()
