@@ -19,6 +19,7 @@ from recurra.mri.losses import (
     NRMSE,
     PSNR,
     SSIM,
+    ComplexL1SSIM,
     Wasserstein,
     accumulated,
     ssim_map,
@@ -103,7 +104,10 @@ def test_span_reaches_over_both_images() -> None:
     assert_close(SSIM(data_range="span")(prediction, target), expected, atol=1e-14)
 
 
-@pytest.mark.parametrize("name", LOSSES)
+MAGNITUDE_LOSSES = [name for name, kind in LOSSES.items() if not kind.needs_phase]
+
+
+@pytest.mark.parametrize("name", MAGNITUDE_LOSSES)
 def test_magnitudes_and_normalisation(name: str) -> None:
     prediction, target = images()
     prediction = prediction.abs()
@@ -115,14 +119,14 @@ def test_magnitudes_and_normalisation(name: str) -> None:
     assert loss(3 * prediction, target).item() != pytest.approx(loss(prediction, target).item(), rel=0.1)
 
 
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("name", MAGNITUDE_LOSSES)
 def test_gradients(name: str) -> None:
     prediction, target = images(shape=(2, 9, 8), dtype=torch.float64)
     loss = LOSSES[name]()
     assert torch.autograd.gradcheck(lambda p: loss(p, target), prediction.requires_grad_())
 
 
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("name", MAGNITUDE_LOSSES)
 def test_a_better_image_costs_less(name: str) -> None:
     prediction, target = images(shape=(2, 24, 24))
     loss = LOSSES[name]()
@@ -130,7 +134,7 @@ def test_a_better_image_costs_less(name: str) -> None:
     assert loss(better, target) < loss(prediction, target)
 
 
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("name", MAGNITUDE_LOSSES)
 def test_float32_inside_autocast(name: str) -> None:
     prediction, target = images(shape=(2, 24, 24))
     loss = LOSSES[name]()
@@ -179,3 +183,29 @@ def test_refusals() -> None:
         SSIM(data_range="all")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="normalize must be one of none, max; got 'min'"):
         L1(normalize="min")  # type: ignore[arg-type]
+
+
+def test_complex_loss_teaches_the_phase() -> None:
+    prediction, target = (torch.polar(x.abs(), 3 * x) for x in images(shape=(2, 9, 8), dtype=torch.float64))
+    loss = ComplexL1SSIM(l1=2.0, ssim=0.0)
+    assert_close(loss(prediction, target), 2 * (prediction - target).abs().mean(), rtol=1e-12)
+    turned = prediction * torch.polar(torch.ones_like(target.real), torch.ones_like(target.real))
+    assert loss(turned, target) > loss(target, target) + 0.1
+    assert_close(
+        ComplexL1SSIM(l1=0.0, ssim=1.0)(turned, target), SSIM(data_range="batch")(prediction, target), rtol=1e-12
+    )
+    assert torch.autograd.gradcheck(lambda p: ComplexL1SSIM()(p, target), prediction.requires_grad_())
+
+
+def test_complex_loss_refuses_magnitudes() -> None:
+    prediction, target = images(shape=(2, 9, 8))
+    with pytest.raises(ValueError, match="ComplexL1SSIM compares complex images; got"):
+        ComplexL1SSIM()(prediction, target.to(torch.complex64))
+
+
+def test_an_empty_target_has_a_finite_loss() -> None:
+    empty = torch.zeros(1, 16, 16)
+    assert SSIM()(empty, empty) == pytest.approx(0, abs=1e-6)
+    prediction = torch.full_like(empty, 0.1).requires_grad_()
+    SSIM()(prediction, empty).backward()
+    assert torch.isfinite(prediction.grad).all()

@@ -33,6 +33,9 @@ class ImageLoss(nn.Module, ABC):
             the loss blind to scale (mridc, ATOMMIC); "none" compares as they are (direct, fastMRI).
     """
 
+    needs_phase: bool = False
+    """Whether the target must be complex."""
+
     def __init__(self, *, normalize: Normalization = "none") -> None:
         super().__init__()
         if normalize not in ("none", "max"):
@@ -175,6 +178,28 @@ class L1SSIM(ImageLoss):
         return self.l1 * F.l1_loss(prediction, target) + self.ssim * self.similarity.compare(prediction, target)
 
 
+class ComplexL1SSIM(L1SSIM):
+    """l1 * mean magnitude of the complex difference + ssim * (1 - SSIM of the magnitudes).
+
+    It teaches the phase too, which magnitudes leave free and data consistency needs: fewer steps to the same image. The
+    target is the reference combined with the network's own coil maps, as only that has a phase to compare with.
+    """
+
+    needs_phase = True
+
+    def forward(self, prediction: Image, target: Image) -> Float[Tensor, ""]:
+        """Compares two batches of complex images of the same shape (batch, height, width)."""
+        if not (prediction.is_complex() and target.is_complex()):
+            raise ValueError(
+                f"ComplexL1SSIM compares complex images; got {prediction.dtype} and {target.dtype}. "
+                "For models that give magnitudes use L1SSIM"
+            )
+        with torch.autocast(prediction.device.type, enabled=False):
+            difference: Tensor = (prediction - target).abs().mean()
+            similarity: Tensor = self.similarity(prediction, target)
+            return self.l1 * difference + self.ssim * similarity
+
+
 class Wasserstein(ImageLoss):
     """Entropy-regularised optimal transport between the rows of both images (Cuturi 2013), by Sinkhorn iterations.
 
@@ -242,6 +267,7 @@ LOSSES: dict[str, type[ImageLoss]] = {
     "NRMSE": NRMSE,
     "SSIM": SSIM,
     "L1SSIM": L1SSIM,
+    "ComplexL1SSIM": ComplexL1SSIM,
     "Wasserstein": Wasserstein,
 }
 

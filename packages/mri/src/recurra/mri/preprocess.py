@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from recurra.mri.masks import MaskGenerator, Seed
-from recurra.mri.operators import FFTConvention, ifft, rss
+from recurra.mri.operators import FFTConvention, ifft, rss, sense_reduce
 from recurra.mri.sensitivity import acs_rectangle, espirit_maps, rss_maps, unit_maps
 
 Maps = Literal["espirit", "rss", "unit"]
@@ -33,6 +33,7 @@ class PreparedSlice:
         acs: calibration samples, (1, 1 or height, width).
         target: root sum of squares of the scaled, fully sampled images (height, width); without meaning where the
             k-space was not fully sampled.
+        reference: the same as one complex image, combined by the coil maps (height, width).
         scale: what the k-space was divided by.
         acceleration: that of the drawn mask; else the share of samples taken, inverted.
     """
@@ -42,6 +43,7 @@ class PreparedSlice:
     mask: Bool[Tensor, "1 row width"]
     acs: Bool[Tensor, "1 row width"]
     target: Float[Tensor, "height width"]
+    reference: Complex[Tensor, "height width"]
     scale: Float[Tensor, ""]
     acceleration: float
 
@@ -131,13 +133,16 @@ class Preprocess:
             )
         if sensitivity is None:
             sensitivity = self.estimate_maps(full, acs)
+        sensitivity = sensitivity.to(full.dtype)
         scale = self.scale(masked)
+        coil_images = ifft(full, self.fft)[None] / scale
         return PreparedSlice(
             kspace=masked / scale,
-            sensitivity=sensitivity.to(full.dtype),
+            sensitivity=sensitivity,
             mask=sampling[None],
             acs=acs[None],
-            target=rss(ifft(full, self.fft)[None])[0] / scale,
+            target=rss(coil_images)[0],
+            reference=sense_reduce(coil_images, sensitivity[None])[0],
             scale=scale,
             acceleration=acceleration,
         )

@@ -35,7 +35,8 @@ class ReconstructionTask(Task):
     """Minimises a loss over the model's estimates; validates with the metrics of every slice.
 
     A batch has `kspace` (batch, coil, height, width) complex, masked and scaled, `sensitivity` like it, `mask` bool
-    (batch, 1, 1 or height, width), `target` (batch, row, column) on the same scale, `file` and `index`.
+    (batch, 1, 1 or height, width), `target` (batch, row, column) on the same scale, `reference` like it but
+    complex, `file` and `index`.
     """
 
     model: Reconstructor
@@ -48,9 +49,10 @@ class ReconstructionTask(Task):
 
     def training_step(self, batch: Mapping[str, Any], index: int) -> Tensor:
         """The weighted loss of the model's estimates."""
-        target = batch["target"]
-        pairs = self.model.estimates(batch["kspace"], batch["sensitivity"], batch["mask"])
-        return accumulated(self.loss, [(w, center_crop(image, target.shape[-2:])) for w, image in pairs], target)
+        target = batch["reference" if self.loss.needs_phase else "target"]
+        return accumulated(
+            self.loss, self.model.estimates(batch["kspace"], batch["sensitivity"], batch["mask"]), target
+        )
 
     def validation_step(self, batch: Mapping[str, Any], index: int) -> dict[str, Tensor]:
         """PSNR, SSIM and NMSE of every slice, each against its own maximum."""

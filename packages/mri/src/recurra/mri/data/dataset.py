@@ -3,7 +3,7 @@
 What is drawn for a sample is seeded by (seed, epoch, index), so that neither the number of workers nor the order of
 the samples changes it. A sample is a dict that torch's default collation turns into a batch:
 kspace (coil, height, width) complex64, sensitivity like it, mask (1, 1 or height, width) bool, target (row, column)
-float32 on the same scale, scale, acceleration, file, index.
+float32 on the same scale, reference like it but complex64, scale, acceleration, file, index.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,7 +20,7 @@ from recurra.mri.data.phantom import phantom_slice
 from recurra.mri.data.reading import open_volume
 from recurra.mri.data.volume import Volume
 from recurra.mri.masks import MaskGenerator, file_seed
-from recurra.mri.operators import center_crop
+from recurra.mri.operators import center_crop, sense_reduce
 from recurra.mri.preprocess import PreparedSlice, Preprocess
 
 
@@ -208,6 +208,8 @@ class PhantomDataset(EpochDataset):
             corner = self.preprocess.fft.startswith("uncentered")
             magnitude = np.fft.ifftshift(np.abs(image)) if corner else np.abs(image)
             prepared.target = torch.from_numpy(magnitude) / prepared.scale
+            images = torch.from_numpy(np.fft.ifftshift(maps * image, axes=(-2, -1)) if corner else maps * image)
+            prepared.reference = sense_reduce(images[None], prepared.sensitivity[None])[0] / prepared.scale
         return sample(prepared, f"phantom_{'_'.join(map(str, seed))}", index, None)
 
     def _coils(self, index: int) -> int:
@@ -223,6 +225,7 @@ def sample(prepared: PreparedSlice, file: str, index: int, size: tuple[int, int]
         "sensitivity": prepared.sensitivity,
         "mask": prepared.mask,
         "target": prepared.target if size is None else center_crop(prepared.target, size),
+        "reference": prepared.reference if size is None else center_crop(prepared.reference, size),
         "scale": prepared.scale,
         "acceleration": prepared.acceleration,
         "file": file,
