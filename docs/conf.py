@@ -8,7 +8,7 @@ copyright = "2026, the Recurra authors"
 version = release = installed_version("recurra-mri")
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx_gallery.gen_gallery", "sphinx.ext.mathjax"]
-exclude_patterns = ["_build", "gallery/*.rst", "gallery/auto/*.ipynb", "gallery/auto/*.py*", "sg_execution_times.rst"]
+exclude_patterns = ["_build", "gallery/*.rst", "examples/*.ipynb", "examples/*.py*", "sg_execution_times.rst"]
 myst_enable_extensions = ["amsmath", "dollarmath"]
 myst_heading_anchors = 3
 
@@ -19,7 +19,7 @@ html_show_sourcelink = False
 
 sphinx_gallery_conf = {
     "examples_dirs": "gallery",
-    "gallery_dirs": "gallery/auto",
+    "gallery_dirs": "examples",
     "abort_on_example_error": True,
     "download_all_examples": False,
     "show_memory": False,
