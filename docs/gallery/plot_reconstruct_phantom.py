@@ -20,7 +20,7 @@ from recurra.mri.predict import preprocess_of
 # A phantom brings its k-space, the sensitivities of its coils and the image behind them. Here only the k-space is used,
 # as with a scanner; sensitivities are estimated from its centre.
 
-kspace, _, _ = phantom_slice(160, 128, 8, seed=(2026, 1), noise=0.003)
+kspace, _, _ = phantom_slice(192, 160, 8, seed=(2026, 1), noise=0.003)
 print(kspace.shape, kspace.dtype)
 
 # %%
