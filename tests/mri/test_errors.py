@@ -438,7 +438,7 @@ def interrupted(process: subprocess.Popen[str], ready: Callable[[], bool]) -> tu
 def test_ctrl_c_in_reconstruct(checkpoint: Path, volume: Path, tmp_path: Path) -> None:
     endless = tmp_path / "endless.h5"
     with h5py.File(endless, "w") as file:
-        file.create_dataset("kspace", (100_000, 3, 48, 40), np.complex64, chunks=(1, 3, 48, 40))
+        file.create_dataset("kspace", (20_000, 3, 48, 40), np.complex64, chunks=(1, 3, 48, 40))
     out = tmp_path / "out"
     files = [volume, endless, checkpoint.parent / "later.h5"]
     process = started("reconstruct", checkpoint, *files, "-o", out, "-q", "--no-preview", "--device", "cpu")
