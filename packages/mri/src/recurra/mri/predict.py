@@ -113,8 +113,9 @@ def samples(
     given = None if maps is None or maps in get_args(Maps) else MapsFile(maps, volume.shape)
     generator, seed = None, None
     if undersampling is not None and volume.mask is None:
-        if undersampling.mask not in MASKS:
-            raise UserError(f"mask must be one of {', '.join(MASKS)}; got {undersampling.mask!r}")
+        known = [name for name in MASKS if name not in ("calgary_campinas", "mixed")]  # these are no single pattern
+        if undersampling.mask not in known:
+            raise UserError(f"mask must be one of {', '.join(known)}; got {undersampling.mask!r}")
         generator = MASKS[undersampling.mask]([undersampling.acceleration], [undersampling.center_fraction])
         seed = file_seed(volume.path) if undersampling.seed is None else undersampling.seed
     roll = preprocess.fft.startswith("uncentered") and volume.centered
@@ -132,6 +133,7 @@ def samples(
                 acs_lines=volume.acs_lines,
                 padding=volume.padding,
                 sensitivity=sensitivity,
+                calibration=volume.calibration(index),
             )
         except ValueError as error:
             raise ValueError(f"{volume.path}: slice {index}: {error}") from error
@@ -217,7 +219,7 @@ def reconstruct(
     model = (model if fft is None else with_convention(model, fft)).to(target)
     solve = _in_precision(model.prepared(), target, precision)
     steps = preprocess_of(model, maps)
-    results = []
+    results: list[Result] = []
     for path in found:
         result, started = Result(path), time.perf_counter()
         try:
@@ -232,8 +234,7 @@ def reconstruct(
         except KeyboardInterrupt as error:
             done = sum(one.error is None for one in results)
             raise Interrupted(
-                f"interrupted in {path}; {done} of {len(found)} files are done, in {out}; "
-                "give the others again"
+                f"interrupted in {path}; {done} of {len(found)} files are done, in {out}; give the others again"
             ) from error
         result.seconds = time.perf_counter() - started
         results.append(result)
