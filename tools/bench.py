@@ -463,7 +463,12 @@ def main() -> None:
         print(json.dumps(measure_memory(options.memory, options.variant, options.device)))
         return
     wanted = options.names or ["kernels", "mri", "core"]
-    names = [name for name, case in CASES.items() if any(part in (name, case.group) or part in name for part in wanted)]
+    # A whole name means that case alone.
+    names = [
+        name
+        for name, case in CASES.items()
+        if any(part in (name, case.group) or (part not in CASES and part in name) for part in wanted)
+    ]
     names = [name for name in names if options.device == "cpu" or "gates" in name]
     if not names:
         raise SystemExit(f"bench: nothing is called {' or '.join(wanted)}; cases: {', '.join(CASES)}")
