@@ -15,11 +15,11 @@ _FAST = frozenset({"contract"})
 _pools: dict[tuple[int, int], ThreadPoolExecutor] = {}
 
 
-def jit(function: Callable[..., Any], *, fast: frozenset[str] = _FAST) -> Callable[..., Any]:
+def jit(function: Callable[..., Any], *, fast: frozenset[str] = _FAST, **more: Any) -> Callable[..., Any]:
     """The compiled function: lazily, cached on disk where a place for the cache can be written."""
     # Numba compiles plain functions, not the shape checks that tests put around them.
     function = inspect.unwrap(function)
-    options: dict[str, Any] = {"nogil": True, "fastmath": set(fast), "error_model": "numpy"}
+    options: dict[str, Any] = {"nogil": True, "fastmath": set(fast), "error_model": "numpy", **more}
     try:
         compiled: Callable[..., Any] = numba.njit(cache=True, **options)(function)
     except RuntimeError:  # no writable place for the cache: compile once in every process
@@ -46,9 +46,7 @@ def jit_distinct(function: Callable[..., Any]) -> Callable[..., Any]:
 
     LLVM then vectorises loops over many arrays, for which it would give up comparing addresses.
     """
-    options: dict[str, Any] = {"nogil": True, "fastmath": set(_FAST), "error_model": "numpy"}
-    compiled: Callable[..., Any] = numba.njit(pipeline_class=_Distinct, **options)(inspect.unwrap(function))
-    return compiled
+    return jit(function, pipeline_class=_Distinct)
 
 
 def over_ranges(work: Callable[[int, int], None], total: int, grain: int) -> None:

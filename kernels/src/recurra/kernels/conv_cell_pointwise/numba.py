@@ -13,7 +13,7 @@ from numba.extending import overload
 from torch import Tensor
 
 from recurra.kernels.conv_cell_pointwise.layout import Rows, rows_of
-from recurra.kernels.jit import jit, over_ranges
+from recurra.kernels.jit import jit, jit_distinct, over_ranges
 
 # A thread is worth waking for this many values.
 GRAIN = 1 << 15
@@ -182,83 +182,87 @@ def _update(gi, gh, h, out, bias, spare, g, o0, o1, i0, i1):  # type: ignore[no-
             out[o, 0, i0:i1] = new
 
 
-@jit
+@jit_distinct
 def _gru_backward(d, gi, gh, h, dgi, dgh, dh, o0, o1, i0, i1):  # type: ignore[no-untyped-def]
     one = h.dtype.type(1)
-    n_inner = i1 - i0
     for o in range(o0, o1):
-        for i in range(i0, i0 + n_inner):
-            hn = gh[o, 2, i]
-            r = _sigmoid(gi[o, 0, i] + gh[o, 0, i])
-            z = _sigmoid(gi[o, 1, i] + gh[o, 1, i])
-            n = _tanh(gi[o, 2, i] + r * hn)
-            g = d[o, 0, i]
-            dn = g * (one - z) * (one - n * n)
-            dz = g * (h[o, 0, i] - n) * z * (one - z)
-            dr = dn * hn * r * (one - r)
-            dgi[o, 0, i], dgi[o, 1, i], dgi[o, 2, i] = dr, dz, dn
-            dgh[o, 0, i], dgh[o, 1, i], dgh[o, 2, i] = dr, dz, dn * r
-            dh[o, 0, i] = g * z
+        ir, iz, i_n = gi[o, 0, i0:i1], gi[o, 1, i0:i1], gi[o, 2, i0:i1]
+        hr, hz, hn = gh[o, 0, i0:i1], gh[o, 1, i0:i1], gh[o, 2, i0:i1]
+        g, old, d_old = d[o, 0, i0:i1], h[o, 0, i0:i1], dh[o, 0, i0:i1]
+        dir_, diz, din = dgi[o, 0, i0:i1], dgi[o, 1, i0:i1], dgi[o, 2, i0:i1]
+        dhr, dhz, dhn = dgh[o, 0, i0:i1], dgh[o, 1, i0:i1], dgh[o, 2, i0:i1]
+        for i in range(g.size):
+            r = _sigmoid(ir[i] + hr[i])
+            z = _sigmoid(iz[i] + hz[i])
+            n = _tanh(i_n[i] + r * hn[i])
+            dn = g[i] * (one - z) * (one - n * n)
+            dz = g[i] * (old[i] - n) * z * (one - z)
+            dr = dn * hn[i] * r * (one - r)
+            dir_[i], diz[i], din[i] = dr, dz, dn
+            dhr[i], dhz[i], dhn[i] = dr, dz, dn * r
+            d_old[i] = g[i] * z
 
 
-@jit
+@jit_distinct
 def _mgu_backward(d, gi, gh, h, dgi, dgh, dh, o0, o1, i0, i1):  # type: ignore[no-untyped-def]
     one = h.dtype.type(1)
-    n_inner = i1 - i0
     for o in range(o0, o1):
-        for i in range(i0, i0 + n_inner):
-            hc = gh[o, 1, i]
-            f = _sigmoid(gi[o, 0, i] + gh[o, 0, i])
-            c = _tanh(gi[o, 1, i] + f * hc)
-            g = d[o, 0, i]
-            dc = g * (one - f) * (one - c * c)
-            df = (g * (h[o, 0, i] - c) + dc * hc) * f * (one - f)
-            dgi[o, 0, i], dgi[o, 1, i] = df, dc
-            dgh[o, 0, i], dgh[o, 1, i] = df, dc * f
-            dh[o, 0, i] = g * f
+        i_f, ic, hf, hc = gi[o, 0, i0:i1], gi[o, 1, i0:i1], gh[o, 0, i0:i1], gh[o, 1, i0:i1]
+        g, old, d_old = d[o, 0, i0:i1], h[o, 0, i0:i1], dh[o, 0, i0:i1]
+        dif, dic, dhf, dhc = dgi[o, 0, i0:i1], dgi[o, 1, i0:i1], dgh[o, 0, i0:i1], dgh[o, 1, i0:i1]
+        for i in range(g.size):
+            f = _sigmoid(i_f[i] + hf[i])
+            c = _tanh(ic[i] + f * hc[i])
+            dc = g[i] * (one - f) * (one - c * c)
+            df = (g[i] * (old[i] - c) + dc * hc[i]) * f * (one - f)
+            dif[i], dic[i], dhf[i], dhc[i] = df, dc, df, dc * f
+            d_old[i] = g[i] * f
 
 
-@jit
+@jit_distinct
 def _indrnn_backward(d, gi, u, h, dgi, dh, o0, o1, i0, i1):  # type: ignore[no-untyped-def]
     zero = h.dtype.type(0)
     for o in range(o0, o1):
-        for i in range(i0, i1):
-            scale = u[i] if u.ndim == 1 else u[o % u.shape[0], 0]
-            g = d[o, 0, i]
-            if gi[o, 0, i] + scale * h[o, 0, i] <= zero:
-                g = zero
-            dgi[o, 0, i] = g
-            dh[o, 0, i] = g * scale
+        x, g, old = gi[o, 0, i0:i1], d[o, 0, i0:i1], h[o, 0, i0:i1]
+        dx, d_old = dgi[o, 0, i0:i1], dh[o, 0, i0:i1]
+        if u.ndim == 1:
+            scale = u[i0:i1]
+            for i in range(g.size):
+                dx[i] = zero if x[i] + scale[i] * old[i] <= zero else g[i]
+                d_old[i] = dx[i] * scale[i]
+        else:
+            factor = u[o % u.shape[0], 0]
+            for i in range(g.size):
+                dx[i] = zero if x[i] + factor * old[i] <= zero else g[i]
+                d_old[i] = dx[i] * factor
 
 
-@jit
+@jit_distinct
 def _reset_backward(d, gi, gh, h, dgi, dh, o0, o1, i0, i1):  # type: ignore[no-untyped-def]
     one = h.dtype.type(1)
     for o in range(o0, o1):
-        for i in range(i0, i1):
-            s = gi[o, 0, i]
-            if gh is not None:
-                s += gh[o, 0, i]
-            r = _sigmoid(s)
-            g = d[o, 0, i]
-            dgi[o, 0, i] = g * h[o, 0, i] * r * (one - r)
-            dh[o, 0, i] = g * r
+        x, g, old = gi[o, 0, i0:i1], d[o, 0, i0:i1], h[o, 0, i0:i1]
+        y = x if gh is None else gh[o, 0, i0:i1]
+        dx, d_old = dgi[o, 0, i0:i1], dh[o, 0, i0:i1]
+        for i in range(g.size):
+            r = _sigmoid(x[i] if gh is None else x[i] + y[i])
+            dx[i] = g[i] * old[i] * r * (one - r)
+            d_old[i] = g[i] * r
 
 
-@jit
+@jit_distinct
 def _update_backward(d, gi, gh, h, dgi, dh, o0, o1, i0, i1):  # type: ignore[no-untyped-def]
     one = h.dtype.type(1)
     for o in range(o0, o1):
-        for i in range(i0, i1):
-            su, sc = gi[o, 0, i], gi[o, 1, i]
-            if gh is not None:
-                su += gh[o, 0, i]
-                sc += gh[o, 1, i]
-            z, c = _sigmoid(su), _tanh(sc)
-            g = d[o, 0, i]
-            dgi[o, 0, i] = g * (c - h[o, 0, i]) * z * (one - z)
-            dgi[o, 1, i] = g * z * (one - c * c)
-            dh[o, 0, i] = g * (one - z)
+        xu, xc, g, old = gi[o, 0, i0:i1], gi[o, 1, i0:i1], d[o, 0, i0:i1], h[o, 0, i0:i1]
+        yu, yc = (xu, xc) if gh is None else (gh[o, 0, i0:i1], gh[o, 1, i0:i1])
+        du, dc, d_old = dgi[o, 0, i0:i1], dgi[o, 1, i0:i1], dh[o, 0, i0:i1]
+        for i in range(g.size):
+            z = _sigmoid(xu[i] if gh is None else xu[i] + yu[i])
+            c = _tanh(xc[i] if gh is None else xc[i] + yc[i])
+            du[i] = g[i] * (c - old[i]) * z * (one - z)
+            dc[i] = g[i] * z * (one - c * c)
+            d_old[i] = g[i] * (one - z)
 
 
 _FORWARD = {"gru": _gru, "mgu": _mgu, "indrnn": _indrnn, "gru_before_reset": _reset, "gru_before_update": _update}
