@@ -177,6 +177,8 @@ def _replace_files(folder: Path, config: str, card: str, weights: dict[str, Tens
         (aside / CONFIG).write_text(config, encoding="utf-8")
         (aside / CARD).write_text(card, encoding="utf-8")
         safetensors.torch.save_file(weights, aside / WEIGHTS, metadata={"format": "pt"})
+        # It lets only the owner read, whatever the umask says.
+        (aside / WEIGHTS).chmod((aside / CONFIG).stat().st_mode)
         if _arguments_of(folder / CONFIG) != _arguments_of(aside / CONFIG):
             # Between the renames no old config may stand beside weights it does not describe.
             (folder / CONFIG).unlink(missing_ok=True)

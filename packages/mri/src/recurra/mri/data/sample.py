@@ -6,7 +6,7 @@ from typing import Any
 
 import h5py
 import numpy as np
-from jaxtyping import Complex64
+from jaxtyping import Complex64, Float32
 from numpy.typing import NDArray
 
 from recurra.mri.data.header import write_header
@@ -30,8 +30,8 @@ def write_sample(
 ) -> list[Path]:
     """The files written below the folder, each with slices that no other file has.
 
-    Training and validation volumes are fully sampled and have their image `reconstruction_rss`; of the two test
-    volumes one is masked by columns, the other by single samples, and neither has an image.
+    Training and validation volumes are fully sampled and have the truth, without noise, as `reconstruction_rss`; of
+    the two test volumes one is masked by columns, the other by single samples, and neither has an image.
 
     Args:
         folder: receives train/, val/ and test/.
@@ -51,11 +51,17 @@ def write_sample(
         for number in range(count):
             path = Path(folder) / name / f"phantom_{name}_{number}.h5"
             path.parent.mkdir(parents=True, exist_ok=True)
-            drawn = [phantom_slice(height, width, coils, (seed, part, number, index))[0] for index in range(slices)]
+            drawn = [phantom_slice(height, width, coils, (seed, part, number, index)) for index in range(slices)]
             mask = None
             if name == "test":
                 mask = (columns if number == 0 else samples)((height, width), seed=file_seed(path))
-            write_volume(path, np.stack(drawn), mask=mask, acquisition=_ACQUISITIONS[number % len(_ACQUISITIONS)])
+            write_volume(
+                path,
+                np.stack([kspace for kspace, _, _ in drawn]),
+                images=np.stack([np.abs(image) for _, _, image in drawn]),
+                mask=mask,
+                acquisition=_ACQUISITIONS[number % len(_ACQUISITIONS)],
+            )
             paths.append(path)
     return paths
 
@@ -64,6 +70,7 @@ def write_volume(
     path: Path,
     kspace: Complex64[NDArray[np.complex64], "slice coil height width"],
     *,
+    images: Float32[NDArray[np.float32], "slice height width"] | None = None,
     mask: Mask | None = None,
     recon_size: tuple[int, int] | None = None,
     acquisition: str = "AXT1",
@@ -74,6 +81,7 @@ def write_volume(
     Args:
         path: the file.
         kspace: centred, orthonormal.
+        images: the truth; by default the root sum of squares of the k-space's images, with their noise.
         mask: applied to the k-space; a mask of columns is stored as one axis, as in the public test data.
         recon_size: rows and columns of the image; by default the central square.
         acquisition: attribute of this name.
@@ -94,9 +102,9 @@ def write_volume(
         file["ismrmrd_header"] = header.encode()
         if mask is None:
             file["kspace"] = kspace
-            images = _images(kspace, (rows, columns))
-            file["reconstruction_rss"] = images
-            attributes |= {"max": float(images.max()), "norm": float(np.linalg.norm(images))}
+            truth = _cropped(_images(kspace) if images is None else images, (rows, columns))
+            file["reconstruction_rss"] = truth
+            attributes |= {"max": float(truth.max()), "norm": float(np.linalg.norm(truth))}
         else:
             file["kspace"] = np.where(mask.sampling, kspace, np.complex64(0))
             file["mask"] = mask.sampling[0] if len(mask.sampling) == 1 else mask.sampling
@@ -105,9 +113,14 @@ def write_volume(
             file.attrs[key] = value
 
 
-def _images(kspace: NDArray[np.complex64], size: tuple[int, int]) -> NDArray[np.float32]:
+def _images(kspace: NDArray[np.complex64]) -> NDArray[np.float32]:
+    """Root sum of squares over the coils."""
     axes = (-2, -1)
     images = np.fft.fftshift(np.fft.ifft2(np.fft.ifftshift(kspace, axes), norm="ortho"), axes)
-    top, left = (images.shape[-2] - size[0]) // 2, (images.shape[-1] - size[1]) // 2
-    images = images[..., top : top + size[0], left : left + size[1]]
     return np.asarray(np.sqrt(np.sum(np.abs(images) ** 2, axis=1)), dtype=np.float32)
+
+
+def _cropped(images: NDArray[np.float32], size: tuple[int, int]) -> NDArray[np.float32]:
+    """The middle of the images."""
+    top, left = (images.shape[-2] - size[0]) // 2, (images.shape[-1] - size[1]) // 2
+    return images[..., top : top + size[0], left : left + size[1]]
