@@ -13,7 +13,7 @@ COLUMNS = Undersampling("equispaced_fraction", 4.0, 0.08)
 @pytest.fixture(scope="module")
 def volumes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("phantoms")
-    write_sample(folder, slices=1, seed=99, train=1, val=1, height=128, width=120)
+    write_sample(folder, slices=1, seed=0, train=1, val=4)
     return folder
 
 
