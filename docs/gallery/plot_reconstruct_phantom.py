@@ -2,11 +2,12 @@
 From undersampled k-space to an image
 =====================================
 
-A generated slice is sampled four times too sparsely and reconstructed as it is, by compressed sensing, and by the small
-network that comes with the package.
+Generated slices are sampled four times too sparsely and reconstructed as they are, by compressed sensing, and by the
+small network that comes with the package.
 """
 
 import matplotlib.pyplot as plt
+import numpy as np
 import torch
 
 from recurra.mri import load_checkpoint
@@ -17,42 +18,46 @@ from recurra.mri.metrics import psnr, ssim
 from recurra.mri.predict import preprocess_of
 
 # %%
-# A phantom brings its k-space, the sensitivities of its coils and the image behind them. Here only the k-space is used,
-# as with a scanner; sensitivities are estimated from its centre.
-
-kspace, _, _ = phantom_slice(192, 160, 8, seed=(2026, 1), noise=0.003)
-print(kspace.shape, kspace.dtype)
-
-# %%
 # The steps before a network belong to the network: which Fourier convention, which sensitivities, which scale. They
 # include the mask, here every fourth column, more densely in the centre.
 
 model = load_checkpoint("rim-small")
+preprocess = preprocess_of(model)
 mask = MASKS["equispaced_fraction"]([4], [0.08])
-prepared = preprocess_of(model)(kspace, generator=mask, seed=7)
-inputs = (prepared.kspace[None], prepared.sensitivity[None], prepared.mask[None])
-print(f"{prepared.mask.float().mean():.0%} of the columns are sampled")
+methods = {
+    "zero-filled": zero_filled,
+    "compressed sensing": l1_wavelet,
+    "rim-small": lambda *inputs, fft: model(*inputs),
+}
 
 # %%
-# Every method takes the same three tensors: k-space, sensitivities, mask.
+# A phantom brings its k-space, with noise, the sensitivities of its coils, and the image without noise. The
+# reconstructions see the k-space alone, as with a scanner; sensitivities are estimated from its centre. Every method
+# takes the same three tensors: k-space, sensitivities, mask.
 
-with torch.inference_mode():
-    images = {
-        "zero-filled": zero_filled(*inputs, fft=model.fft),
-        "compressed sensing": l1_wavelet(*inputs, fft=model.fft),
-        type(model).__name__: model(*inputs),
-    }
+scores = {name: [] for name in methods}
+for seed in range(4):
+    kspace, _, truth = phantom_slice(192, 160, 8, seed=(2026, 1, seed), noise=0.005)
+    prepared = preprocess(kspace, generator=mask, seed=seed)
+    inputs = (prepared.kspace[None], prepared.sensitivity[None], prepared.mask[None])
+    target = abs(truth)[None]
+    with torch.inference_mode():
+        images = {name: method(*inputs, fft=model.fft) * prepared.scale for name, method in methods.items()}
+    images = {name: image.abs().numpy() for name, image in images.items()}
+    for name, image in images.items():
+        scores[name].append((psnr(target, image), ssim(target, image)))
 
 # %%
-# The target is the root sum of squares of the fully sampled k-space.
+# The means over all slices, and the last of them with its errors:
 
-target = prepared.target.numpy()[None]
-figure, axes = plt.subplots(2, len(images), figsize=(9, 7), layout="constrained")
+for name, pairs in scores.items():
+    print("{}: {:.1f} dB, SSIM {:.3f}".format(name, *np.mean(pairs, axis=0)))
+
+figure, axes = plt.subplots(2, len(images), figsize=(9, 7.5), layout="constrained")
 for (name, image), (above, below) in zip(images.items(), axes.T, strict=True):
-    magnitude = image.abs().numpy()
-    above.imshow(magnitude[0], cmap="gray", vmin=0, vmax=target.max())
-    above.set_title(f"{name}\n{psnr(target, magnitude):.1f} dB, SSIM {ssim(target, magnitude):.3f}")
-    below.imshow(abs(magnitude - target)[0], cmap="magma", vmin=0, vmax=0.1 * target.max())
+    above.imshow(image[0], cmap="gray", vmin=0, vmax=target.max())
+    above.set_title("{}\n{:.1f} dB, SSIM {:.3f}".format(name, *scores[name][-1]))
+    below.imshow(abs(image - target)[0], cmap="magma", vmin=0, vmax=0.1 * target.max())
     above.axis("off")
     below.axis("off")
 plt.show()
