@@ -481,7 +481,8 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
     command = [*torchrun, str(script(tmp_path, "two", epochs=2))]
     result = subprocess.run(command, capture_output=True, text=True, timeout=200, env=environment)
     assert result.returncode == 0, result.stderr
-    reports = [json.loads(line.partition(" ")[2]) for line in result.stdout.splitlines() if line.startswith("REPORT")]
+    # Both processes write to one pipe: their line ends may come after both reports.
+    reports = [json.JSONDecoder().raw_decode(text)[0] for text in result.stdout.split("REPORT ")[1:]]
     alone = train_plainly(tmp_path / "one", epochs=2)
     assert len(reports) == 2
     for best, history, steps in reports:

@@ -121,5 +121,5 @@ def test_takes_a_tiny_training_step(name: str, tmp_path: Path) -> None:
     changes = [f"train.{length}=1", "data.train=2", "data.val=1", "train.batch_size=2"]
     report = train(name, changes, out=tmp_path / "run", tiny=True, device="cpu", quiet=True)
     assert report.steps == 1
-    assert 0 < report.best["ssim"] <= 1
+    assert -1 <= report.best["ssim"] <= 1  # one step from random weights may anticorrelate
     assert (tmp_path / "run" / "model.safetensors").is_file()
