@@ -1,6 +1,7 @@
-"""One thread, and golden pairs from tests/golden or from another folder of the same form."""
+"""One thread, Triton's interpreter where there is no GPU, and golden pairs from tests/golden or from another folder of the same form."""
 
 import importlib.util
+import os
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,9 @@ def pytest_configure(config: pytest.Config) -> None:
         import torch
 
         torch.set_num_threads(1)
+        if not torch.cuda.is_available():
+            # Read when triton is first imported: its kernels then run on CPU tensors.
+            os.environ.setdefault("TRITON_INTERPRET", "1")
     if importlib.util.find_spec("recurra") and importlib.util.find_spec("recurra.core"):
         from recurra.core.testing import use_golden
 

@@ -1,5 +1,6 @@
 """Numba compilation and the splitting of rows over threads, shared by the numba backends."""
 
+import functools
 import inspect
 import os
 from collections.abc import Callable
@@ -7,8 +8,10 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numba
+import numpy as np
 import torch
 from numba.core.compiler import CompilerBase, DefaultPassBuilder
+from torch import Tensor
 
 # Contraction alone: NaN, infinity and signed zero keep their meaning.
 _FAST = frozenset({"contract"})
@@ -72,3 +75,32 @@ def _pool(threads: int) -> ThreadPoolExecutor:
     if key not in _pools:
         _pools[key] = ThreadPoolExecutor(threads - 1, thread_name_prefix="recurra")
     return _pools[key]
+
+
+def over_grid(work: Callable[[int, int, int], None], rows: int, width: int, grain: int) -> None:
+    """Calls work(row, start, stop) for all rows; rows are split over torch's threads, one row's width where too few."""
+    if rows >= torch.get_num_threads():
+
+        def block(first: int, last: int) -> None:
+            for row in range(first, last):
+                work(row, 0, width)
+
+        over_ranges(block, rows, max(grain // max(width, 1), 1))
+    else:
+        for row in range(rows):
+            over_ranges(functools.partial(work, row), width, max(grain, 16))
+
+
+def array(value: Tensor, dtype: torch.dtype) -> Any:
+    """The tensor as a contiguous array of this dtype."""
+    return value.detach().to(dtype).resolve_conj().contiguous().numpy()
+
+
+def lengths_array(lengths: Tensor | None, batch: int, steps: int) -> Any:
+    """Steps of each sequence, all where none are given."""
+    return np.full(batch, steps, np.int64) if lengths is None else lengths.contiguous().numpy()
+
+
+def flags_array(reset: Tensor | None) -> Any:
+    """Episode borders (batch, time); of no size where none are given."""
+    return np.empty((0, 0), np.bool_) if reset is None else reset.contiguous().numpy()

@@ -30,13 +30,18 @@ class Backend:
         name: what a caller asks for.
         supports: None if it can serve these arguments, else the reason in words.
         cost: expected microseconds for these arguments; the automatic choice takes the smallest.
-        fn: the computation.
+        fn: the computation in plain torch; None for a kernel with a backward pass of its own (`kernel_op`).
     """
 
     name: str
     supports: Callable[..., str | None]
     cost: Callable[..., float]
-    fn: Callable[..., Any]
+    fn: Callable[..., Any] | None = None
+
+    def __call__(self, *args: Any) -> Any:
+        """The computation in plain torch."""
+        assert self.fn is not None
+        return self.fn(*args)
 
 
 @dataclass(frozen=True)
@@ -164,3 +169,24 @@ def measured_costs(package: str) -> dict[str, Any]:
     """The table `costs.json` beside an operation: thresholds are measurements, so they are data."""
     table: dict[str, Any] = json.loads(resources.files(package).joinpath("costs.json").read_text())
     return table
+
+
+def cpu_kernel_reason(lead: Any) -> str | None:
+    """Why numba cannot serve a tensor like this; None if it can."""
+    if not installed("numba"):
+        return "numba is not installed; pip install 'recurra-kernels[numba]'"
+    if lead.device.type != "cpu":
+        return f"numba serves CPU tensors; these are on {lead.device}"
+    return None
+
+
+def gpu_kernel_reason(lead: Any) -> str | None:
+    """Why triton cannot serve a tensor like this; None if it can."""
+    if not installed("triton"):
+        return "triton is not installed; pip install 'recurra-kernels[triton]'"
+    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
+    if lead.device.type != "cuda" and not (lead.device.type == "cpu" and interpreted):
+        return (
+            f"triton serves CUDA tensors; these are on {lead.device} (TRITON_INTERPRET=1 runs its interpreter, slowly)"
+        )
+    return None

@@ -60,7 +60,7 @@ def conv_cell_pointwise(
         result: Tensor = _forward_op(cell, gi, gh, h, u, name)
         return result
     chosen = OP.select(cell, gi, gh, h, u=u, backend=backend)
-    result = chosen.fn(cell, gi, gh, h, u)
+    result = chosen(cell, gi, gh, h, u)
     return result
 
 

@@ -3,59 +3,18 @@
 Arrays come as rows (outer, gate, inner), which holds for both memory layouts: README.md.
 """
 
-import math
 from typing import Any
 
 import numpy as np
 import torch
-from numba import types
-from numba.extending import overload
 from torch import Tensor
 
 from recurra.kernels.conv_cell_pointwise.layout import Rows, rows_of
+from recurra.kernels.cpu_math import sigmoid, tanh
 from recurra.kernels.jit import jit, jit_distinct, over_ranges
 
 # A thread is worth waking for this many values.
 GRAIN = 1 << 15
-
-
-def _tanh(x: Any) -> Any:
-    return math.tanh(x)
-
-
-def _rational_tanh(x):  # type: ignore[no-untyped-def]
-    # Own minimax fit of x P(x²)/Q(x²) on |x| <= 8, relative error 1.8e-9 before rounding; README.md.
-    x = min(max(x, np.float32(-8)), np.float32(8))
-    s = x * x
-    p = np.float32(-1.1564317212164887e-13)
-    p = p * s + np.float32(6.365536570074326e-11)
-    p = p * s + np.float32(-2.231467099989004e-08)
-    p = p * s + np.float32(1.1642445315374061e-05)
-    p = p * s + np.float32(0.0031493648421019316)
-    p = p * s + np.float32(0.131243497133255)
-    p = p * s + np.float32(1)
-    q = np.float32(0.00026129744946956635)
-    q = q * s + np.float32(0.024675000458955765)
-    q = q * s + np.float32(0.4645768105983734)
-    q = q * s + np.float32(1)
-    return x * p / q
-
-
-@overload(_tanh, jit_options={"fastmath": {"contract"}, "error_model": "numpy"})
-def _tanh_of_type(x):  # type: ignore[no-untyped-def]
-    if x == types.float32:
-        return _rational_tanh
-    return lambda x: math.tanh(x)
-
-
-def _sigmoid(x: Any) -> Any:
-    return 0.5 + 0.5 * math.tanh(0.5 * x)
-
-
-@overload(_sigmoid, jit_options={"fastmath": {"contract"}, "error_model": "numpy"})
-def _sigmoid_of_type(x):  # type: ignore[no-untyped-def]
-    half = np.float32(0.5) if x == types.float32 else np.float64(0.5)
-    return lambda x: half + half * _tanh(half * x)
 
 
 @jit
@@ -77,15 +36,15 @@ def _gru(gi, gh, h, out, bias, spare, g, o0, o1, i0, i1):  # type: ignore[no-unt
         if bias is not None:
             br, bz, bn = bias[0], bias[1], bias[2]
             for i in range(n_inner):
-                r = _sigmoid(ir[i] + br[i] + hr[i])
-                z = _sigmoid(iz[i] + bz[i] + hz[i])
-                n = _tanh(i_n[i] + bn[i] + r * hn[i])
+                r = sigmoid(ir[i] + br[i] + hr[i])
+                z = sigmoid(iz[i] + bz[i] + hz[i])
+                n = tanh(i_n[i] + bn[i] + r * hn[i])
                 new[i] = (one - z) * n + z * old[i]
         else:
             for i in range(n_inner):
-                r = _sigmoid(ir[i] + hr[i])
-                z = _sigmoid(iz[i] + hz[i])
-                n = _tanh(i_n[i] + r * hn[i])
+                r = sigmoid(ir[i] + hr[i])
+                z = sigmoid(iz[i] + hz[i])
+                n = tanh(i_n[i] + r * hn[i])
                 new[i] = (one - z) * n + z * old[i]
         if spare is not None:
             out[o, 0, i0:i1] = new
@@ -101,13 +60,13 @@ def _mgu(gi, gh, h, out, bias, spare, g, o0, o1, i0, i1):  # type: ignore[no-unt
         if bias is not None:
             bf, bc = bias[0], bias[1]
             for i in range(n_inner):
-                f = _sigmoid(i_f[i] + bf[i] + hf[i])
-                c = _tanh(ic[i] + bc[i] + f * hc[i])
+                f = sigmoid(i_f[i] + bf[i] + hf[i])
+                c = tanh(ic[i] + bc[i] + f * hc[i])
                 new[i] = c + f * (old[i] - c)
         else:
             for i in range(n_inner):
-                f = _sigmoid(i_f[i] + hf[i])
-                c = _tanh(ic[i] + f * hc[i])
+                f = sigmoid(i_f[i] + hf[i])
+                c = tanh(ic[i] + f * hc[i])
                 new[i] = c + f * (old[i] - c)
         if spare is not None:
             out[o, 0, i0:i1] = new
@@ -146,13 +105,13 @@ def _reset(gi, gh, h, out, bias, spare, g, o0, o1, i0, i1):  # type: ignore[no-u
                 s = x[i] + y[i]
                 if bias is not None:
                     s += bias[0, i]
-                new[i] = _sigmoid(s) * old[i]
+                new[i] = sigmoid(s) * old[i]
         else:
             for i in range(n_inner):
                 s = x[i]
                 if bias is not None:
                     s += bias[0, i]
-                new[i] = _sigmoid(s) * old[i]
+                new[i] = sigmoid(s) * old[i]
         if spare is not None:
             out[o, 0, i0:i1] = new
 
@@ -170,14 +129,14 @@ def _update(gi, gh, h, out, bias, spare, g, o0, o1, i0, i1):  # type: ignore[no-
                 if bias is not None:
                     su += bias[0, i]
                     sc += bias[1, i]
-                new[i] = old[i] + _sigmoid(su) * (_tanh(sc) - old[i])
+                new[i] = old[i] + sigmoid(su) * (tanh(sc) - old[i])
         else:
             for i in range(n_inner):
                 su, sc = xu[i], xc[i]
                 if bias is not None:
                     su += bias[0, i]
                     sc += bias[1, i]
-                new[i] = old[i] + _sigmoid(su) * (_tanh(sc) - old[i])
+                new[i] = old[i] + sigmoid(su) * (tanh(sc) - old[i])
         if spare is not None:
             out[o, 0, i0:i1] = new
 
@@ -192,9 +151,9 @@ def _gru_backward(d, gi, gh, h, dgi, dgh, dh, o0, o1, i0, i1):  # type: ignore[n
         dir_, diz, din = dgi[o, 0, i0:i1], dgi[o, 1, i0:i1], dgi[o, 2, i0:i1]
         dhr, dhz, dhn = dgh[o, 0, i0:i1], dgh[o, 1, i0:i1], dgh[o, 2, i0:i1]
         for i in range(g.size):
-            r = _sigmoid(ir[i] + hr[i])
-            z = _sigmoid(iz[i] + hz[i])
-            n = _tanh(i_n[i] + r * hn[i])
+            r = sigmoid(ir[i] + hr[i])
+            z = sigmoid(iz[i] + hz[i])
+            n = tanh(i_n[i] + r * hn[i])
             dn = g[i] * (one - z) * (one - n * n)
             dz = g[i] * (old[i] - n) * z * (one - z)
             dr = dn * hn[i] * r * (one - r)
@@ -211,8 +170,8 @@ def _mgu_backward(d, gi, gh, h, dgi, dgh, dh, o0, o1, i0, i1):  # type: ignore[n
         g, old, d_old = d[o, 0, i0:i1], h[o, 0, i0:i1], dh[o, 0, i0:i1]
         dif, dic, dhf, dhc = dgi[o, 0, i0:i1], dgi[o, 1, i0:i1], dgh[o, 0, i0:i1], dgh[o, 1, i0:i1]
         for i in range(g.size):
-            f = _sigmoid(i_f[i] + hf[i])
-            c = _tanh(ic[i] + f * hc[i])
+            f = sigmoid(i_f[i] + hf[i])
+            c = tanh(ic[i] + f * hc[i])
             dc = g[i] * (one - f) * (one - c * c)
             df = (g[i] * (old[i] - c) + dc * hc[i]) * f * (one - f)
             dif[i], dic[i], dhf[i], dhc[i] = df, dc, df, dc * f
@@ -245,7 +204,7 @@ def _reset_backward(d, gi, gh, h, dgi, dh, o0, o1, i0, i1):  # type: ignore[no-u
         y = x if gh is None else gh[o, 0, i0:i1]
         dx, d_old = dgi[o, 0, i0:i1], dh[o, 0, i0:i1]
         for i in range(g.size):
-            r = _sigmoid(x[i] if gh is None else x[i] + y[i])
+            r = sigmoid(x[i] if gh is None else x[i] + y[i])
             dx[i] = g[i] * old[i] * r * (one - r)
             d_old[i] = g[i] * r
 
@@ -258,8 +217,8 @@ def _update_backward(d, gi, gh, h, dgi, dh, o0, o1, i0, i1):  # type: ignore[no-
         yu, yc = (xu, xc) if gh is None else (gh[o, 0, i0:i1], gh[o, 1, i0:i1])
         du, dc, d_old = dgi[o, 0, i0:i1], dgi[o, 1, i0:i1], dh[o, 0, i0:i1]
         for i in range(g.size):
-            z = _sigmoid(xu[i] if gh is None else xu[i] + yu[i])
-            c = _tanh(xc[i] if gh is None else xc[i] + yc[i])
+            z = sigmoid(xu[i] if gh is None else xu[i] + yu[i])
+            c = tanh(xc[i] if gh is None else xc[i] + yc[i])
             du[i] = g[i] * (c - old[i]) * z * (one - z)
             dc[i] = g[i] * z * (one - c * c)
             d_old[i] = g[i] * (one - z)

@@ -6,26 +6,10 @@ import triton.language as tl  # type: ignore[import-not-found, import-untyped, u
 from torch import Tensor
 
 from recurra.kernels.conv_cell_pointwise.layout import Rows, rows_of
+from recurra.kernels.gpu_math import sigmoid, tanh
 
 BLOCK, WARPS = 1024, 4
 _NUMBER = {"gru": 0, "mgu": 1, "indrnn": 2, "gru_before_reset": 3, "gru_before_update": 4}
-
-
-@triton.jit
-def _sigmoid(x):  # type: ignore[no-untyped-def]
-    return 1 / (1 + tl.exp(-x))
-
-
-@triton.jit
-def _tanh(x):  # type: ignore[no-untyped-def]
-    # exp of a negative number alone: no overflow; the odd series takes over where the quotient would cancel.
-    a = tl.abs(x)
-    e = tl.exp(-2 * a)
-    s = x * x
-    far = (1 - e) / (1 + e)
-    whole = tl.where(x < 0, -far, far)
-    near = x * (1 - s * (1 / 3 - s * (2 / 15 - s * (17 / 315))))
-    return tl.where(a < 0.02, near, whole)
 
 
 @triton.jit
@@ -59,21 +43,21 @@ def forward_kernel(  # type: ignore[no-untyped-def]
         if HIDDEN:
             a += _load(gh, first, mask, WIDE)
         if CELL == 0:
-            z = _sigmoid(_load(gi, first + inner, mask, WIDE) + _load(gh, first + inner, mask, WIDE))
+            z = sigmoid(_load(gi, first + inner, mask, WIDE) + _load(gh, first + inner, mask, WIDE))
             third = first + 2 * inner
-            n = _tanh(_load(gi, third, mask, WIDE) + _sigmoid(a) * _load(gh, third, mask, WIDE))
+            n = tanh(_load(gi, third, mask, WIDE) + sigmoid(a) * _load(gh, third, mask, WIDE))
             new = (1 - z) * n + z * old
         elif CELL == 1:
-            f = _sigmoid(a)
-            c = _tanh(_load(gi, first + inner, mask, WIDE) + f * _load(gh, first + inner, mask, WIDE))
+            f = sigmoid(a)
+            c = tanh(_load(gi, first + inner, mask, WIDE) + f * _load(gh, first + inner, mask, WIDE))
             new = c + f * (old - c)
         elif CELL == 3:
-            new = _sigmoid(a) * old
+            new = sigmoid(a) * old
         else:
             b = _load(gi, first + inner, mask, WIDE)
             if HIDDEN:
                 b += _load(gh, first + inner, mask, WIDE)
-            new = old + _sigmoid(a) * (_tanh(b) - old)
+            new = old + sigmoid(a) * (tanh(b) - old)
     tl.store(out + flat, new.to(out.dtype.element_ty), mask=mask)
 
 
@@ -98,12 +82,12 @@ def backward_kernel(  # type: ignore[no-untyped-def]
     else:
         if HIDDEN:
             a += _load(gh, first, mask, WIDE)
-        gate = _sigmoid(a)
+        gate = sigmoid(a)
         if CELL == 0:
             third = second + inner
-            z = _sigmoid(_load(gi, second, mask, WIDE) + _load(gh, second, mask, WIDE))
+            z = sigmoid(_load(gi, second, mask, WIDE) + _load(gh, second, mask, WIDE))
             hn = _load(gh, third, mask, WIDE)
-            n = _tanh(_load(gi, third, mask, WIDE) + gate * hn)
+            n = tanh(_load(gi, third, mask, WIDE) + gate * hn)
             dn = g * (1 - z) * (1 - n * n)
             dz = g * (old - n) * z * (1 - z)
             dr = dn * hn * gate * (1 - gate)
@@ -116,7 +100,7 @@ def backward_kernel(  # type: ignore[no-untyped-def]
             d_old = g * z
         elif CELL == 1:
             hc = _load(gh, second, mask, WIDE)
-            c = _tanh(_load(gi, second, mask, WIDE) + gate * hc)
+            c = tanh(_load(gi, second, mask, WIDE) + gate * hc)
             dc = g * (1 - gate) * (1 - c * c)
             df = (g * (old - c) + dc * hc) * gate * (1 - gate)
             tl.store(dgi + first, df.to(kind), mask=mask)
@@ -131,7 +115,7 @@ def backward_kernel(  # type: ignore[no-untyped-def]
             b = _load(gi, second, mask, WIDE)
             if HIDDEN:
                 b += _load(gh, second, mask, WIDE)
-            c = _tanh(b)
+            c = tanh(b)
             tl.store(dgi + first, (g * (c - old) * gate * (1 - gate)).to(kind), mask=mask)
             tl.store(dgi + second, (g * gate * (1 - c * c)).to(kind), mask=mask)
             d_old = g * (1 - gate)

@@ -45,7 +45,7 @@ def thin_conv(
         raise ValueError(f"padding must be one of replicate, zeros; got {padding!r}")
     chosen = OP.select(x, weight, bias, backend=backend)
     with torch.no_grad():
-        y: Tensor = chosen.fn(x.contiguous(), weight.contiguous(), bias, padding)
+        y: Tensor = chosen(x.contiguous(), weight.contiguous(), bias, padding)
     return y
 
 

@@ -60,7 +60,7 @@ def winograd_conv(
         raise ValueError(f"out has shape {tuple(out.shape)}; expected {shape}, contiguous as x must be")
     chosen = OP.select(x, weight, bias, backend=backend)
     with torch.no_grad():
-        chosen.fn(x, weight, bias, dilation, padding, relu, out)
+        chosen(x, weight, bias, dilation, padding, relu, out)
     return out
 
 
