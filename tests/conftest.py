@@ -1,4 +1,4 @@
-"""One thread, Triton's interpreter where there is no GPU, and golden pairs from tests/golden or from another folder of the same form."""
+"""One thread; Triton's interpreter where there is no GPU; golden pairs from tests/golden or a folder of that form."""
 
 import importlib.util
 import os
