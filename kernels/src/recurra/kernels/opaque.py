@@ -1,0 +1,162 @@
+"""A kernel operation as compilers and exporters see it: two custom operations that they do not look into."""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from recurra.kernels.kernel_op import KernelOp
+
+
+def encode(options: Sequence[Any], inputs: Sequence[Tensor | None]) -> str:
+    """Options, and which inputs are there, as a custom operation can take them."""
+    present = "".join(["0" if t is None else "1" for t in inputs])
+    return ",".join([str(value) for value in options] + [present])
+
+
+@functools.cache
+def _decoded(kind: Any, text: str) -> tuple[Any, tuple[bool, ...]]:
+    *values, present = text.split(",")
+    read: dict[Any, Callable[[str], Any]] = {bool: lambda v: v == "True", int: int, str: str}
+    options = kind(*(read[t](v) for t, v in zip(kind.__annotations__.values(), values, strict=True)))
+    return options, tuple(letter == "1" for letter in present)
+
+
+def decode(op: "KernelOp", text: str, tensors: Sequence[Tensor]) -> tuple[Any, Any]:
+    """Options and inputs of an encoded call."""
+    options, present = _decoded(op.definition.options, text)
+    rest = iter(tensors)
+    return options, op.definition.inputs(*(next(rest) if there else None for there in present))
+
+
+def alias(value: Tensor) -> Tensor:
+    """The tensor under a name of its own, with a gradient: what is given twice gets its two gradients apart."""
+    return value.view_as(value) if value.requires_grad else value.detach().requires_grad_()
+
+
+def dense(gradients: Sequence[Tensor | None], results: Sequence[Tensor]) -> list[Tensor]:
+    """The gradients of the first results, zero where there is none."""
+    return [r.new_zeros(r.shape) if g is None else g for g, r in zip(gradients, results, strict=False)]
+
+
+def register(op: "KernelOp") -> tuple[Any, Any]:
+    """The custom operations `recurra::NAME` and `recurra::NAME_backward`, both differentiable.
+
+    The first returns outputs, what is saved, and which backend ran: only that one knows what it saved.
+    """
+
+    @torch.library.custom_op(f"recurra::{op.name}", mutates_args=())
+    def forward(options: str, tensors: Sequence[Tensor], backend: str, saving: bool) -> list[Tensor]:
+        return _run(op, options, tensors, backend, saving)
+
+    @torch.library.custom_op(f"recurra::{op.name}_backward", mutates_args=())
+    def backward(
+        options: str, tensors: Sequence[Tensor], results: Sequence[Tensor], gradients: Sequence[Tensor]
+    ) -> list[Tensor]:
+        return _run_backward(op, options, tensors, results, gradients)
+
+    @forward.register_fake
+    def _(options: str, tensors: Sequence[Tensor], backend: str, saving: bool) -> list[Tensor]:
+        shapes = op.definition.shapes(*decode(op, options, tensors), saving)
+        return [*shapes, torch.empty((), dtype=torch.uint8, device="cpu")]
+
+    @backward.register_fake
+    def _(
+        options: str, tensors: Sequence[Tensor], results: Sequence[Tensor], gradients: Sequence[Tensor]
+    ) -> list[Tensor]:
+        return [t.new_empty(t.shape) for t in tensors]
+
+    forward.register_autograd(functools.partial(_gradient, op, backward), setup_context=_save)
+    backward.register_autograd(functools.partial(_second_gradient, op), setup_context=_save_backward)
+    return forward, backward
+
+
+def _run(op: "KernelOp", text: str, tensors: Sequence[Tensor], backend: str, saving: bool) -> list[Tensor]:
+    options, inputs = decode(op, text, tensors)
+    chosen = op.select(options, inputs, backend=None if backend == "auto" else backend)
+    if chosen.fn is None:
+        results = list(op.kernel(chosen.name).forward(options, inputs, saving))
+    else:
+        results = list(chosen(options, inputs))
+        results += list(op.definition.shapes(options, inputs, saving))[len(results) :]
+    # Outputs of an operation may share memory neither with its inputs nor with each other.
+    seen = {t.data_ptr() for t in tensors}
+    for i, result in enumerate(results):
+        results[i] = result.clone() if result.data_ptr() in seen else result.contiguous()
+        seen.add(result.data_ptr())
+    return [*results, torch.tensor(list(op.backends).index(chosen.name), dtype=torch.uint8)]
+
+
+def _run_backward(
+    op: "KernelOp", text: str, tensors: Sequence[Tensor], results: Sequence[Tensor], gradients: Sequence[Tensor]
+) -> list[Tensor]:
+    options, inputs = decode(op, text, tensors)
+    chosen = list(op.backends.values())[int(results[-1])]
+    if chosen.fn is None:
+        wanted = [differentiable(t) for t in inputs]
+        found = op.kernel(chosen.name).backward(options, inputs, results[:-1], gradients, wanted)
+    else:
+        with torch.no_grad(), _autograd():
+            found = op.derivative(options, inputs, gradients)
+    # Outputs of an operation may neither be absent nor share memory with an input.
+    pairs = [(t, g) for t, g in zip(inputs, found, strict=True) if t is not None]
+    held = {t.data_ptr() for t in (*tensors, *gradients)}
+    return [t.new_zeros(t.shape) if g is None else _own(g.to(t.dtype), held) for t, g in pairs]
+
+
+def _own(gradient: Tensor, held: set[int]) -> Tensor:
+    mine = gradient.clone(memory_format=torch.contiguous_format) if gradient.data_ptr() in held else gradient
+    held.add(mine.data_ptr())
+    return mine.contiguous()
+
+
+def differentiable(value: Tensor | None) -> bool:
+    """Whether there is a tensor of a type that has gradients."""
+    return value is not None and (value.is_floating_point() or value.is_complex())
+
+
+def _autograd() -> Any:
+    # Inside a custom operation autograd is switched off below the reach of grad mode.
+    include, exclude = torch._C._dispatch_tls_local_include_set(), torch._C._dispatch_tls_local_exclude_set()
+    for device in ("CPU", "CUDA", "Other"):
+        exclude = exclude.remove(getattr(torch._C.DispatchKey, f"Autograd{device}"))
+    return torch._C._ForceDispatchKeyGuard(include, exclude)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
+    ctx.text, tensors, _, _ = inputs
+    ctx.given = len(tensors)
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*tensors, *output)
+
+
+def _gradient(op: "KernelOp", backward: Any, ctx: Any, gradients: list[Tensor | None]) -> tuple[Any, ...]:
+    tensors, results = list(ctx.saved_tensors[: ctx.given]), list(ctx.saved_tensors[ctx.given :])
+    count = op.definition.outputs(_decoded(op.definition.options, ctx.text)[0])
+    found = backward(ctx.text, tensors, results, dense(gradients[:count], results))
+    return None, [g if differentiable(t) else None for g, t in zip(found, tensors, strict=True)], None, None
+
+
+def _save_backward(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
+    ctx.text, tensors, results, gradients = inputs
+    ctx.given, ctx.results = len(tensors), len(results)
+    ctx.save_for_backward(*tensors, *gradients)
+
+
+def _second_gradient(op: "KernelOp", ctx: Any, second: list[Tensor]) -> tuple[Any, ...]:
+    # Of the gradients as functions of inputs and output gradients alone, through the definition.
+    tensors, again = ctx.saved_tensors[: ctx.given], torch.is_grad_enabled()
+    with torch.enable_grad():
+        free = [alias(t) if differentiable(t) else t for t in tensors]
+        pulled = [alias(t) for t in ctx.saved_tensors[ctx.given :]]
+        options, inputs = decode(op, ctx.text, free)
+        first = [g for g, t in zip(op.derivative(options, inputs, pulled), inputs, strict=True) if t is not None]
+        used = [(g, d) for g, d in zip(first, second, strict=True) if g is not None and g.requires_grad]
+        leaves = [t for t in free if differentiable(t)] + pulled
+        outputs, weights = [g for g, _ in used], [d for _, d in used]
+        found = iter(torch.autograd.grad(outputs, leaves, weights, create_graph=again, allow_unused=True))
+    of_tensors = [next(found) if differentiable(t) else None for t in free]
+    return None, of_tensors, [None] * ctx.results, list(found)
