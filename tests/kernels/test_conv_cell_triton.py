@@ -1,4 +1,6 @@
-"""Cases that test_triton.py runs in a process with TRITON_INTERPRET=1."""
+"""The CUDA kernels of the convolutional cells: in the interpreter, compiled for Hopper, and on a GPU."""
+
+import os
 
 import pytest
 import torch
@@ -6,9 +8,17 @@ import torch
 from recurra.kernels import conv_cell_pointwise, explain
 from recurra.kernels.conv_cell_pointwise import reference
 
+pytest.importorskip("triton")
+interpreted = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="kernels run on the GPU here")
+
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-6, torch.bfloat16: 3.2e-2}
+POINTERS = {
+    "forward_kernel": ["gi", "gh", "h", "out"],
+    "backward_kernel": ["d", "gi", "gh", "h", "dgi", "dgh", "dh"],
+}
 
 
+@interpreted
 @pytest.mark.parametrize("cell", reference.GATES)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("channels_last", [False, True])
@@ -40,6 +50,7 @@ def test_agrees_with_the_definition(cell, dtype, channels_last, hidden):
         torch.testing.assert_close(got.double(), expected, atol=tolerance, rtol=tolerance)
 
 
+@interpreted
 def test_double_backward_and_empty_batch():
     gi, h = torch.randn(1, 6, 3, dtype=torch.float64), torch.randn(1, 2, 3, dtype=torch.float64)
     leaves = [t.requires_grad_() for t in (gi, gi.clone(), h)]
@@ -47,8 +58,38 @@ def test_double_backward_and_empty_batch():
     assert conv_cell_pointwise("gru", gi[:0], gi[:0], h[:0], backend="triton").shape == (0, 2, 3)
 
 
+@interpreted
 def test_the_interpreter_is_never_chosen():
     x, h = torch.randn(1, 6, 3), torch.randn(1, 2, 3)
     choice = explain(conv_cell_pointwise, "gru", x, x, h)
     assert choice.backend != "triton"
     assert conv_cell_pointwise("gru", x, x, h, backend="triton").shape == h.shape
+
+
+@pytest.mark.parametrize("element", ["fp32", "bf16"])
+@pytest.mark.parametrize("name", POINTERS)
+def test_no_register_spills_on_hopper(name, element, ahead_of_time):
+    signature = dict.fromkeys(POINTERS[name], f"*{element}") | dict.fromkeys(("total", "inner", "period"), "i64")
+    cases = [
+        {
+            "module": "recurra.kernels.conv_cell_pointwise.triton", "function": name, "signature": signature,
+            "constants": {"CELL": cell, "HIDDEN": cell != 2, "LAST": True, "WIDE": "tl.float32", "BLOCK": 1024},
+            "num_warps": 4,
+        }
+        for cell in range(5)
+    ]  # fmt: skip
+    for found in ahead_of_time(cases):
+        assert found["stack"] == found["local"] == 0
+        assert found["shared"] <= 4096
+        assert found["registers"] <= 168
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("cell", ["gru", "mgu", "indrnn"])
+def test_on_a_gpu(cell):
+    gates = {"gru": 3, "mgu": 2, "indrnn": 1}[cell]
+    x, h = torch.randn(2, gates * 16, 33, 31, device="cuda"), torch.randn(2, 16, 33, 31, device="cuda")
+    gh, u = (None, torch.randn(16, device="cuda")) if cell == "indrnn" else (torch.randn_like(x), None)
+    y = conv_cell_pointwise(cell, x, gh, h, u=u, backend="triton")
+    exact = conv_cell_pointwise(cell, x, gh, h, u=u, backend="reference")
+    torch.testing.assert_close(y, exact, atol=1e-5, rtol=1e-5)
