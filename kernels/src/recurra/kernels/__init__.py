@@ -1,6 +1,7 @@
 """Recurrent operations over interchangeable backends; importing this compiles nothing and needs torch alone."""
 
 from recurra.kernels.conv_cell_pointwise import conv_cell_pointwise, conv_cell_update
+from recurra.kernels.elementwise_scan import elementwise_scan
 from recurra.kernels.linear_scan import linear_scan
 from recurra.kernels.registry import Backend, Choice, Op, explain, use_backend
 from recurra.kernels.thin_conv import thin_conv
@@ -12,6 +13,7 @@ __all__ = [
     "Op",
     "conv_cell_pointwise",
     "conv_cell_update",
+    "elementwise_scan",
     "explain",
     "linear_scan",
     "thin_conv",
