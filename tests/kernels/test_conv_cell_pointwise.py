@@ -33,7 +33,7 @@ def gradients(y: Tensor, leaves: list[Tensor], d: Tensor) -> list[Tensor]:
 def compare(backend: str, cell: str, tensors, dtype: torch.dtype) -> None:
     gi, gh, h, u = tensors
     leaves = [t.requires_grad_() for t in tensors if t is not None]
-    exact = reference.forward(cell, *(None if t is None else t.detach().double() for t in tensors))
+    exact = reference.new_state(cell, *(None if t is None else t.detach().double() for t in tensors))
     y = conv_cell_pointwise(cell, gi, gh, h, u=u, backend=backend)
     assert y.dtype == h.dtype
     assert y.shape == h.shape
@@ -42,7 +42,7 @@ def compare(backend: str, cell: str, tensors, dtype: torch.dtype) -> None:
     spread = iter(wide)
     again = [None if t is None else next(spread) for t in tensors]
     d = torch.randn_like(h)
-    expected = gradients(reference.forward(cell, *again), wide, d.double())
+    expected = gradients(reference.new_state(cell, *again), wide, d.double())
     for got, want, leaf in zip(gradients(y, leaves, d), expected, leaves, strict=True):
         assert got.dtype == leaf.dtype
         torch.testing.assert_close(got.double(), want, atol=20 * TOLERANCE[dtype], rtol=20 * TOLERANCE[dtype])
@@ -61,7 +61,7 @@ def test_agrees_with_the_definition_in_float64(backend, cell, dtype, spatial):
 def test_16_bit_is_computed_in_float32(cell, dtype):
     gi, gh, h, u = arguments(cell, dtype=dtype)
     compare("reference", cell, (gi, gh, h, u), dtype)
-    wide = reference.forward(cell, *(None if t is None else t.detach().float() for t in (gi, gh, h, u)))
+    wide = reference.new_state(cell, *(None if t is None else t.detach().float() for t in (gi, gh, h, u)))
     assert torch.equal(conv_cell_pointwise(cell, gi, gh, h, u=u), wide.to(dtype))
     with pytest.raises(ValueError, match=r"numba serves float32 or float64 throughout"):
         conv_cell_pointwise(cell, gi, gh, h, u=u, backend="numba")
@@ -184,14 +184,6 @@ def test_gradients_and_second_gradients(cell, backend):
 
     assert torch.autograd.gradcheck(op, leaves)
     assert torch.autograd.gradgradcheck(op, leaves)
-
-
-@pytest.mark.parametrize("cell", CELLS)
-def test_registration_with_torch(cell):
-    gi, gh, h, u = (None if t is None else t.requires_grad_() for t in arguments(cell, channels=2))
-    torch.library.opcheck(torch.ops.recurra.conv_cell_pointwise.default, (cell, gi, gh, h, u, "numba"))
-    d = torch.randn_like(h).requires_grad_()
-    torch.library.opcheck(torch.ops.recurra.conv_cell_pointwise_backward.default, (d, cell, gi, gh, h, u, "numba"))
 
 
 @pytest.mark.parametrize("backend", [None, "numba", "reference"])

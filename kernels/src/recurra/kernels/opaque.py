@@ -80,12 +80,14 @@ def _run(op: "KernelOp", text: str, tensors: Sequence[Tensor], backend: str, sav
     if chosen.fn is None:
         results = list(op.kernel(chosen.name).forward(options, inputs, saving))
     else:
-        results = list(chosen(options, inputs))
-        results += list(op.definition.shapes(options, inputs, saving))[len(results) :]
+        # Laid out as the tracer was told.
+        results = list(op.definition.shapes(options, inputs, saving))
+        for result, value in zip(results, chosen(options, inputs), strict=False):
+            result.copy_(value)
     # Outputs of an operation may share memory neither with its inputs nor with each other.
     seen = {t.data_ptr() for t in tensors}
     for i, result in enumerate(results):
-        results[i] = result.clone() if result.data_ptr() in seen else result.contiguous()
+        results[i] = result.clone() if result.data_ptr() in seen else result
         seen.add(result.data_ptr())
     return [*results, torch.tensor(list(op.backends).index(chosen.name), dtype=torch.uint8)]
 

@@ -4,18 +4,32 @@
 """
 
 import functools
-import os
-from typing import Any, Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from torch import Tensor
 
 from recurra.kernels.conv_cell_pointwise import reference
-from recurra.kernels.registry import Backend, Op, installed, measured_costs, requested
+from recurra.kernels.kernel_op import Definition, KernelOp
+from recurra.kernels.registry import Backend, cpu_kernel_reason, gpu_kernel_reason, measured_costs, requested
+from recurra.kernels.sequences import FLOATS
 
 Cell = Literal["gru", "mgu", "indrnn", "gru_before_reset", "gru_before_update"]
 
-_FLOATS = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+
+class Options(NamedTuple):
+    """What is no tensor."""
+
+    cell: str
+
+
+class Inputs(NamedTuple):
+    """Tensors of one call; gh and u None where the cell has none."""
+
+    gi: Tensor
+    gh: Tensor | None
+    h: Tensor
+    u: Tensor | None
 
 
 def conv_cell_pointwise(
@@ -51,17 +65,8 @@ def conv_cell_pointwise(
     Raises:
         ValueError: shapes do not fit, or the requested backend cannot serve.
     """
-    _check(cell, gi, gh, h, u)
-    if torch.compiler.is_compiling():
-        # Opaque to the tracer, which cannot read context variables: the choice is made when the program runs.
-        name = backend or (None if torch.compiler.is_dynamo_compiling() else requested()) or "auto"
-        if name == "reference":
-            return reference.forward(cell, gi, gh, h, u)
-        result: Tensor = _forward_op(cell, gi, gh, h, u, name)
-        return result
-    chosen = OP.select(cell, gi, gh, h, u=u, backend=backend)
-    result = chosen(cell, gi, gh, h, u)
-    return result
+    (new,) = OP(cell, gi, gh, h, u=u, backend=backend)
+    return new
 
 
 def conv_cell_update(
@@ -92,16 +97,18 @@ def conv_cell_update(
         backend: as in `conv_cell_pointwise`; one without an in-place form falls back to the reference.
     """
     name = backend or requested()
-    reason = _numba_supports(cell, gi, gh, h, u=u)
+    reason = _numba_supports(Options(cell), Inputs(gi, gh, h, u))
     numba = name in (None, "numba") and reason is None
     if name == "numba" and not numba:
         raise ValueError(f"backend 'numba' cannot serve conv_cell_update: {reason}")
     if numba:
-        _implementation("numba").update(cell, gi, gh, h, u, bias, block, out)
+        OP.kernel("numba").update(  # type: ignore[attr-defined]
+            cell, gi, gh, h, u, bias, block, out
+        )
         return out
     gates = slice(block * h.shape[1], (block + reference.GATES[cell]) * h.shape[1])
     gi, gh = gi[:, gates], None if gh is None else gh[:, gates]
-    return out.copy_(reference.forward(cell, gi if bias is None else gi + bias, gh, h, u))
+    return out.copy_(reference.new_state(cell, gi if bias is None else gi + bias, gh, h, u))
 
 
 def _check(cell: str, gi: Tensor, gh: Tensor | None, h: Tensor, u: Tensor | None) -> None:
@@ -124,143 +131,40 @@ def _check(cell: str, gi: Tensor, gh: Tensor | None, h: Tensor, u: Tensor | None
     if cell != "indrnn" and u is not None:
         raise ValueError(f"u belongs to cell indrnn alone; got u with cell {cell}")
     for name, value in (("gi", gi), ("gh", gh), ("h", h), ("u", u)):
-        if value is not None and (value.dtype not in _FLOATS or value.device != h.device):
+        if value is not None and (value.dtype not in FLOATS or value.device != h.device):
             raise ValueError(
                 f"{name} is {value.dtype} on {value.device}; expected a real floating dtype on {h.device}, h's device"
             )
 
 
-@functools.cache
-def _implementation(name: str) -> Any:
-    # Imported at first use: importing recurra.kernels must not import numba or triton.
-    import importlib
-
-    return importlib.import_module(f"{__name__}.{name}")
+def _prepare(cell: Cell, gi: Tensor, gh: Tensor | None, h: Tensor, u: Tensor | None = None) -> tuple[Options, Inputs]:
+    _check(cell, gi, gh, h, u)
+    return Options(cell), Inputs(gi, gh, h, u)
 
 
-def _mixed(gi: Tensor, gh: Tensor | None, h: Tensor, u: Tensor | None) -> bool:
-    return any(value is not None and value.dtype != h.dtype for value in (gi, gh, u))
+def _formula(options: Options, inputs: Inputs) -> tuple[Tensor]:
+    return (reference.new_state(options.cell, *inputs),)
 
 
-def _reference_supports(cell: str, gi: Tensor, gh: Tensor | None, h: Tensor, u: Tensor | None = None) -> str | None:
-    return None
+def _numba_supports(options: Options, inputs: Inputs) -> str | None:
+    h = inputs.h
+    if h.dtype not in (torch.float32, torch.float64) or any(t is not None and t.dtype != h.dtype for t in inputs):
+        return f"numba serves float32 or float64 throughout; got gi {inputs.gi.dtype}, h {h.dtype}"
+    return cpu_kernel_reason(h)
 
 
-def _numba_supports(cell: str, gi: Tensor, gh: Tensor | None, h: Tensor, u: Tensor | None = None) -> str | None:
-    if not installed("numba"):
-        return "numba is not installed; pip install 'recurra-kernels[numba]'"
-    if h.device.type != "cpu":
-        return f"numba serves CPU tensors; these are on {h.device}"
-    if h.dtype not in (torch.float32, torch.float64) or _mixed(gi, gh, h, u):
-        return f"numba serves float32 or float64 throughout; got gi {gi.dtype}, h {h.dtype}"
-    return None
+def _cost(backend: str, options: Options, inputs: Inputs) -> float:
+    entry = measured_costs(__name__)[backend]["cpu" if inputs.h.device.type == "cpu" else "cuda"]
+    return float(entry["call_us"] + entry["ns_per_value"][options.cell] * inputs.h.numel() / 1000)
 
 
-def _triton_supports(cell: str, gi: Tensor, gh: Tensor | None, h: Tensor, u: Tensor | None = None) -> str | None:
-    if not installed("triton"):
-        return "triton is not installed; pip install 'recurra-kernels[triton]'"
-    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
-    if h.device.type != "cuda" and not (h.device.type == "cpu" and interpreted):
-        return f"triton serves CUDA tensors; these are on {h.device} (TRITON_INTERPRET=1 runs its interpreter, slowly)"
-    return None
-
-
-def _cost(backend: str, cell: str, gi: Tensor, gh: Tensor | None, h: Tensor, u: Tensor | None = None) -> float:
-    entry = measured_costs(__name__)[backend][h.device.type if h.device.type in ("cpu", "cuda") else "cuda"]
-    return float(entry["call_us"] + entry["ns_per_value"][cell] * h.numel() / 1000)
-
-
-@torch.library.custom_op("recurra::conv_cell_pointwise", mutates_args=())
-def _forward_op(cell: str, gi: Tensor, gh: Tensor | None, h: Tensor, u: Tensor | None, backend: str) -> Tensor:
-    name = OP.select(cell, gi, gh, h, u=u).name if backend == "auto" else backend
-    module = reference if name == "reference" else _implementation(name)
-    new: Tensor = module.forward(cell, gi, gh, h, u)
-    return new.clone() if new is h else new
-
-
-@_forward_op.register_fake
-def _(cell: str, gi: Tensor, gh: Tensor | None, h: Tensor, u: Tensor | None, backend: str) -> Tensor:
-    return torch.empty_like(h)
-
-
-@torch.library.custom_op("recurra::conv_cell_pointwise_backward", mutates_args=())
-def _backward_op(
-    d: Tensor, cell: str, gi: Tensor, gh: Tensor | None, h: Tensor, u: Tensor | None, backend: str
-) -> list[Tensor]:
-    name = OP.select(cell, gi, gh, h, u=u).name if backend == "auto" else backend
-    if name == "reference":
-        dgi, dgh, dh, du = reference.backward(d, cell, gi, gh, h, u)
-    else:
-        dgi, dgh, dh, du = _implementation(name).backward(d.to(h.dtype), cell, gi, gh, h, u)
-    # Outputs of an operation may not share memory, nor be absent.
-    if dgh is not None and dgh.data_ptr() == dgi.data_ptr():
-        dgh = dgh.clone()
-    given = zip((dgi, dgh, dh, du), (gi, gh, h, u), strict=True)
-    return [h.new_empty(0) if g is None or v is None else _laid_out_as(g.to(v.dtype), v) for g, v in given]
-
-
-def _laid_out_as(gradient: Tensor, value: Tensor) -> Tensor:
-    fitted = torch.empty_like(value)
-    return gradient if gradient.stride() == fitted.stride() else fitted.copy_(gradient)
-
-
-@_backward_op.register_fake
-def _(d: Tensor, cell: str, gi: Tensor, gh: Tensor | None, h: Tensor, u: Tensor | None, backend: str) -> list[Tensor]:
-    return [h.new_empty(0) if v is None else torch.empty_like(v) for v in (gi, gh, h, u)]
-
-
-def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    ctx.cell, gi, gh, h, u, ctx.backend = inputs
-    ctx.save_for_backward(gi, gh, h, u)
-
-
-def _gradient(ctx: Any, d: Tensor) -> tuple[Tensor | None, ...]:
-    gi, gh, h, u = ctx.saved_tensors
-    dgi, dgh, dh, du = _backward_op(d, ctx.cell, gi, gh, h, u, ctx.backend)
-    return None, dgi, None if gh is None else dgh, dh, None if u is None else du, None
-
-
-def _save_backward(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
-    d, ctx.cell, gi, gh, h, u, _ = inputs
-    ctx.save_for_backward(d, gi, gh, h, u)
-
-
-def _second_gradient(ctx: Any, grads: list[Tensor]) -> tuple[Tensor | None, ...]:
-    """Through the reference: any backend is differentiable as often as wished."""
-    given = [value for value in ctx.saved_tensors if value is not None]
-    present = [value is not None for value in ctx.saved_tensors]
-
-    def formula(*values: Tensor) -> tuple[Tensor, ...]:
-        rest = iter(values)
-        d, gi, gh, h, u = (next(rest) if there else None for there in present)
-        assert d is not None
-        assert gi is not None
-        assert h is not None
-        return tuple(g for g in reference.backward(d, ctx.cell, gi, gh, h, u) if g is not None)
-
-    pull: Any = torch.func.vjp(formula, *given)[1]
-    wanted = tuple(g for g, there in zip(grads, present[1:], strict=True) if there)
-    pulled = iter(pull(wanted))
-    d, gi, gh, h, u = (next(pulled) if there else None for there in present)
-    return d, None, gi, gh, h, u, None
-
-
-_forward_op.register_autograd(_gradient, setup_context=_save)
-_backward_op.register_autograd(_second_gradient, setup_context=_save_backward)
-
-
-def _through_op(backend: str, cell: str, gi: Tensor, gh: Tensor | None, h: Tensor, u: Tensor | None) -> Tensor:
-    result: Tensor = _forward_op(cell, gi, gh, h, u, backend)
-    return result
-
-
-OP = Op(
+OP = KernelOp(
     "conv_cell_pointwise",
+    __name__,
+    Definition(Options, Inputs, _prepare, _formula, lambda o, i, saving: [torch.empty_like(i.h)], lambda o: 1),
     [
-        Backend("reference", _reference_supports, functools.partial(_cost, "reference"), reference.forward),
-        Backend("numba", _numba_supports, functools.partial(_cost, "numba"), functools.partial(_through_op, "numba")),
-        Backend(
-            "triton", _triton_supports, functools.partial(_cost, "triton"), functools.partial(_through_op, "triton")
-        ),
+        Backend("reference", lambda o, i: None, functools.partial(_cost, "reference"), _formula),
+        Backend("numba", _numba_supports, functools.partial(_cost, "numba")),
+        Backend("triton", lambda o, i: gpu_kernel_reason(i.h), functools.partial(_cost, "triton")),
     ],
 )

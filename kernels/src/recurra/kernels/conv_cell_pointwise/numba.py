@@ -3,6 +3,7 @@
 Arrays come as rows (outer, gate, inner), which holds for both memory layouts: README.md.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -229,19 +230,21 @@ _BACKWARD = {"gru": _gru_backward, "mgu": _mgu_backward, "indrnn": _indrnn_backw
 _BACKWARD |= {"gru_before_reset": _reset_backward, "gru_before_update": _update_backward}
 
 
-def forward(cell: str, gi: Tensor, gh: Tensor | None, h: Tensor, u: Tensor | None) -> Tensor:
+def forward(options: Any, inputs: Any, saving: bool) -> tuple[Tensor]:
     """h' of the cell, in h's memory layout."""
-    rows = rows_of(cell, gi, gh, h, u)
+    cell, h = options.cell, inputs.h
+    rows = rows_of(cell, *inputs)
     out = torch.empty_like(rows.h)
     _run(_FORWARD[cell], rows, (*_arrays(rows.inputs), out.numpy(), None, None, 0))
-    return rows.restore(out, h.shape)
+    return (rows.restore(out, h.shape),)
 
 
 def backward(
-    d: Tensor, cell: str, gi: Tensor, gh: Tensor | None, h: Tensor, u: Tensor | None
+    options: Any, inputs: Any, results: Sequence[Tensor], gradients: Sequence[Tensor], wanted: Sequence[bool]
 ) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
     """Gradients of gi, gh, h and u."""
-    rows = rows_of(cell, gi, gh, h, u)
+    cell, (gi, gh, h, u) = options.cell, inputs
+    rows, d = rows_of(cell, gi, gh, h, u), gradients[0].to(h.dtype)
     dgi, dh = torch.empty_like(rows.gi), torch.empty_like(rows.h)
     two = cell in ("gru", "mgu")
     dgh = torch.empty_like(rows.gi) if two else None

@@ -7,7 +7,7 @@ from torch import Tensor
 GATES = {"gru": 3, "mgu": 2, "indrnn": 1, "gru_before_reset": 1, "gru_before_update": 2}
 
 
-def forward(cell: str, gi: Tensor, gh: Tensor | None, h: Tensor, u: Tensor | None) -> Tensor:
+def new_state(cell: str, gi: Tensor, gh: Tensor | None, h: Tensor, u: Tensor | None) -> Tensor:
     """h' of the cell; 16-bit inputs are computed in float32."""
     dtype = h.dtype
     wide = torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
@@ -44,51 +44,6 @@ def mgu(gi: Tensor, gh: Tensor, h: Tensor) -> Tensor:
     f = torch.sigmoid(i_f + hf)
     c = torch.tanh(ic + f * hc)
     return c + f * (h - c)
-
-
-def backward(
-    d: Tensor, cell: str, gi: Tensor, gh: Tensor | None, h: Tensor, u: Tensor | None
-) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
-    """Gradients of gi, gh, h and u by the written-out formulas, themselves differentiable."""
-    if cell == "gru":
-        return _gru_backward(d, gi, _given(gh), h)
-    if cell == "mgu":
-        return _mgu_backward(d, gi, _given(gh), h)
-    if cell == "indrnn":
-        scale = _given(u).reshape(-1, *[1] * (h.dim() - 2))
-        g = torch.where(gi + scale * h <= 0, torch.zeros_like(d), d)
-        du = (g * h).sum([axis for axis in range(h.dim()) if axis != 1]).reshape(_given(u).shape)
-        return g, None, g * scale, du
-    s = gi if gh is None else gi + gh
-    if cell == "gru_before_reset":
-        r = torch.sigmoid(s)
-        ds, dh = d * h * r * (1 - r), d * r
-    else:
-        update, candidate = s.chunk(2, dim=1)
-        z, c = torch.sigmoid(update), torch.tanh(candidate)
-        ds, dh = torch.cat([d * (c - h) * z * (1 - z), d * z * (1 - c * c)], dim=1), d * (1 - z)
-    return ds, None if gh is None else ds, dh, None
-
-
-def _gru_backward(d: Tensor, gi: Tensor, gh: Tensor, h: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-    ir, iz, i_n = gi.chunk(3, dim=1)
-    hr, hz, hn = gh.chunk(3, dim=1)
-    r, z = torch.sigmoid(ir + hr), torch.sigmoid(iz + hz)
-    n = torch.tanh(i_n + r * hn)
-    dn = d * (1 - z) * (1 - n * n)
-    dz = d * (h - n) * z * (1 - z)
-    dr = dn * hn * r * (1 - r)
-    return torch.cat([dr, dz, dn], dim=1), torch.cat([dr, dz, dn * r], dim=1), d * z, None
-
-
-def _mgu_backward(d: Tensor, gi: Tensor, gh: Tensor, h: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-    i_f, ic = gi.chunk(2, dim=1)
-    hf, hc = gh.chunk(2, dim=1)
-    f = torch.sigmoid(i_f + hf)
-    c = torch.tanh(ic + f * hc)
-    dc = d * (1 - f) * (1 - c * c)
-    df = (d * (h - c) + dc * hc) * f * (1 - f)
-    return torch.cat([df, dc], dim=1), torch.cat([df, dc * f], dim=1), d * f, None
 
 
 def _given(value: Tensor | None) -> Tensor:

@@ -1,5 +1,8 @@
 """CUDA backend: one program a block of values, gates in float32 (float64 for float64); README.md."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 import triton  # type: ignore[import-not-found, import-untyped, unused-ignore]
 import triton.language as tl  # type: ignore[import-not-found, import-untyped, unused-ignore]
@@ -122,23 +125,25 @@ def backward_kernel(  # type: ignore[no-untyped-def]
     tl.store(dh + flat, d_old.to(dh.dtype.element_ty), mask=mask)
 
 
-def forward(cell: str, gi: Tensor, gh: Tensor | None, h: Tensor, u: Tensor | None) -> Tensor:
+def forward(options: Any, inputs: Any, saving: bool) -> tuple[Tensor]:
     """h' of the cell, in h's memory layout."""
-    rows = rows_of(cell, gi, gh, h, u)
+    cell, h = options.cell, inputs.h
+    rows = rows_of(cell, *inputs)
     out = torch.empty_like(rows.h)
     second = _second(rows)
     if out.numel():
         forward_kernel[_grid(rows)](
             rows.gi, second, rows.h, out, *_sizes(rows), *_constants(cell, rows), num_warps=WARPS
         )
-    return rows.restore(out, h.shape)
+    return (rows.restore(out, h.shape),)
 
 
 def backward(
-    d: Tensor, cell: str, gi: Tensor, gh: Tensor | None, h: Tensor, u: Tensor | None
+    options: Any, inputs: Any, results: Sequence[Tensor], gradients: Sequence[Tensor], wanted: Sequence[bool]
 ) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
     """Gradients of gi, gh, h and u."""
-    rows = rows_of(cell, gi, gh, h, u)
+    cell, (gi, gh, h, u) = options.cell, inputs
+    rows, d = rows_of(cell, gi, gh, h, u), gradients[0].to(h.dtype)
     dgi, dh = torch.empty_like(rows.gi), torch.empty_like(rows.h)
     dgh = torch.empty_like(rows.gi) if cell in ("gru", "mgu") else dgi
     if dh.numel():
