@@ -4,6 +4,7 @@ from recurra.kernels.conv_cell_pointwise import conv_cell_pointwise, conv_cell_u
 from recurra.kernels.elementwise_scan import elementwise_scan
 from recurra.kernels.linear_scan import linear_scan
 from recurra.kernels.registry import Backend, Choice, Op, explain, use_backend
+from recurra.kernels.sequences import pack_padded, pad_packed
 from recurra.kernels.thin_conv import thin_conv
 from recurra.kernels.winograd import winograd_conv, winograd_weight
 
@@ -16,6 +17,8 @@ __all__ = [
     "elementwise_scan",
     "explain",
     "linear_scan",
+    "pack_padded",
+    "pad_packed",
     "thin_conv",
     "use_backend",
     "winograd_conv",

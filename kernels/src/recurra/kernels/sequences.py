@@ -87,7 +87,7 @@ def check_sequence(batch: int, steps: int, lengths: Tensor | None, reset: Tensor
             raise ValueError(
                 f"lengths has shape {tuple(lengths.shape)} of {lengths.dtype}; expected ({batch},) of torch.int64"
             )
-        if lengths.device.type == "cpu" and not torch.compiler.is_compiling() and batch and not _traced(lengths):
+        if lengths.device.type == "cpu" and batch and _readable(lengths):
             low, high = int(lengths.min()), int(lengths.max())
             if low < 0 or high > steps:
                 raise ValueError(f"lengths go from {low} to {high}; expected 0 to {steps}, the number of steps")
@@ -97,5 +97,71 @@ def check_sequence(batch: int, steps: int, lengths: Tensor | None, reset: Tensor
         )
 
 
-def _traced(value: Tensor) -> bool:
-    return torch._C._are_functorch_transforms_active() or isinstance(value, torch._subclasses.FakeTensor)
+def _readable(value: Tensor) -> bool:
+    traced = torch._C._are_functorch_transforms_active() or isinstance(value, torch._subclasses.FakeTensor)
+    return not torch.compiler.is_compiling() and not traced
+
+
+def pad_packed(x: Tensor, cu_seqlens: Tensor, max_length: int | None = None) -> tuple[Tensor, Tensor]:
+    """Sequences laid end to end as a padded batch, and their lengths; differentiable, zero in the padding.
+
+    Args:
+        x: (1, total, *width), the steps of all sequences one after another.
+        cu_seqlens: (sequences + 1,) int32 or int64 from 0 to total: where each sequence begins, and the end.
+        max_length: steps of the padded batch; the longest sequence's if None, for which a GPU is waited for.
+
+    Returns:
+        (sequences, max_length, *width) and int64 (sequences,).
+
+    Raises:
+        ValueError: shapes or dtypes do not fit; on the CPU also if cu_seqlens does not rise from 0 to total.
+    """
+    check_packed(x, cu_seqlens)
+    lengths = cu_seqlens.diff().to(torch.int64)
+    if max_length is None:
+        max_length = int(lengths.max()) if len(lengths) else 0
+    elif len(lengths) and lengths.device.type == "cpu" and _readable(lengths) and int(lengths.max()) > max_length:
+        raise ValueError(f"max_length is {max_length}; expected at least {int(lengths.max())}, the longest sequence")
+    padded = x.new_zeros(len(lengths) * max_length, *x.shape[2:])
+    padded = padded.index_copy(0, _places(lengths, x.shape[1], max_length), x[0])
+    return padded.reshape(len(lengths), max_length, *x.shape[2:]), lengths
+
+
+def pack_padded(y: Tensor, lengths: Tensor, total: int | None = None) -> Tensor:
+    """A padded batch as sequences laid end to end: the inverse of `pad_packed`; differentiable.
+
+    Args:
+        y: (sequences, time, *width).
+        lengths: (sequences,) int64 in 0..time.
+        total: their sum; computed if None, for which a GPU is waited for.
+
+    Returns:
+        (1, total, *width).
+    """
+    check_sequence(y.shape[0], y.shape[1], lengths, None)
+    if total is None:
+        total = int(lengths.sum())
+    return y.flatten(0, 1).index_select(0, _places(lengths, total, y.shape[1]))[None]
+
+
+def check_packed(x: Tensor, cu_seqlens: Tensor) -> None:
+    """Refuses what are not sequences laid end to end with their borders."""
+    if x.dim() < 2 or x.shape[0] != 1:
+        raise ValueError(f"x has shape {tuple(x.shape)}; expected (1, total, *width) with cu_seqlens")
+    if cu_seqlens.dim() != 1 or len(cu_seqlens) < 1 or cu_seqlens.dtype not in (torch.int32, torch.int64):
+        raise ValueError(
+            f"cu_seqlens has shape {tuple(cu_seqlens.shape)} of {cu_seqlens.dtype}; expected (sequences + 1,) of "
+            "torch.int64"
+        )
+    if cu_seqlens.device.type == "cpu" and _readable(cu_seqlens):
+        first, last = int(cu_seqlens[0]), int(cu_seqlens[-1])
+        if first != 0 or last != x.shape[1] or bool((cu_seqlens.diff() < 0).any()):
+            raise ValueError(f"cu_seqlens goes from {first} to {last}; expected it to rise from 0 to {x.shape[1]}")
+
+
+def _places(lengths: Tensor, total: int, width: int) -> Tensor:
+    """Where in a flattened padded batch the steps of sequences laid end to end are."""
+    ends = lengths.cumsum(0)
+    step = torch.arange(total, device=lengths.device)
+    sequence = torch.searchsorted(ends, step, right=True)
+    return step + (width * torch.arange(len(ends), device=ends.device) - ends + lengths)[sequence]
