@@ -2,6 +2,7 @@
 
 from recurra.kernels.conv_cell_pointwise import conv_cell_pointwise, conv_cell_update
 from recurra.kernels.elementwise_scan import elementwise_scan
+from recurra.kernels.gated_scan import gated_scan
 from recurra.kernels.linear_scan import linear_scan
 from recurra.kernels.registry import Backend, Choice, Op, explain, use_backend
 from recurra.kernels.sequences import pack_padded, pad_packed
@@ -16,6 +17,7 @@ __all__ = [
     "conv_cell_update",
     "elementwise_scan",
     "explain",
+    "gated_scan",
     "linear_scan",
     "pack_padded",
     "pad_packed",
