@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
-import torch
 from torch import Tensor
 
 from recurra.kernels.gated_scan import reference
@@ -86,11 +85,11 @@ def gated_scan(
         r: (gate, head, width, width), the recurrent weights of each head: new = r @ old. One head is the dense cell.
         bias: (gate, head, width). For gru (4, head, width) = [r, z, n, and the one added to U_n h inside the reset].
         state: before the first step, each (batch, head, width): (h,); (h, c) lstm; (h, c, n, m) slstm; zero if absent.
-        projection: (head, projected, width), lstm only: h is its product, of that width; r (gate, head, width, projected).
+        projection: (head, projected, width), lstm only: h is its product; r (gate, head, width, projected).
         lengths: (batch,) int64 in 0..time, in any order: y is 0 after a sequence's end and its state stays as it was.
         reset: (batch, time) bool: the state is set to `state` before step t.
         reverse: from each sequence's last step to its first.
-        save: what is kept for the backward pass: the gates, or the states alone, from which it computes the gates again.
+        save: what is kept for the backward pass: the gates, or the states alone, the gates being computed again.
         backend: None for the rule of `recurra.kernels.registry`.
 
     Returns:
@@ -146,8 +145,9 @@ def _prepare(
         if value.shape != shape:
             raise ValueError(f"state {name} has shape {tuple(value.shape)}; expected {shape}: batch, heads, width")
         check_dtype(f"state {name}", value, wx)
-    states = [*state, None, None, None][:4]
-    return Options(cell, reverse, save), Inputs(wx, r, bias, projection, *states, lengths, reset)  # type: ignore[arg-type]
+    h, c, n, m = [*state, None, None, None][:4]
+    assert h is not None
+    return Options(cell, reverse, save), Inputs(wx, r, bias, projection, h, c, n, m, lengths, reset)
 
 
 def _check(cell: str, form: Form, wx: Tensor, r: Tensor, bias: Tensor | None, projection: Tensor | None) -> None:
