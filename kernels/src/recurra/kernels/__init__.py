@@ -4,8 +4,10 @@ from recurra.kernels.conv_cell_pointwise import conv_cell_pointwise, conv_cell_u
 from recurra.kernels.elementwise_scan import elementwise_scan
 from recurra.kernels.gated_scan import gated_scan
 from recurra.kernels.linear_scan import linear_scan
+from recurra.kernels.memory_conv import memory_conv
 from recurra.kernels.registry import Backend, Choice, Op, explain, use_backend
 from recurra.kernels.sequences import pack_padded, pad_packed
+from recurra.kernels.ssm2d_scan import ssm2d_scan
 from recurra.kernels.thin_conv import thin_conv
 from recurra.kernels.winograd import winograd_conv, winograd_weight
 
@@ -19,8 +21,10 @@ __all__ = [
     "explain",
     "gated_scan",
     "linear_scan",
+    "memory_conv",
     "pack_padded",
     "pad_packed",
+    "ssm2d_scan",
     "thin_conv",
     "use_backend",
     "winograd_conv",
