@@ -73,6 +73,10 @@ class KernelOp(Op):
     def __call__(self, *args: Any, backend: str | None = None, **kwargs: Any) -> tuple[Tensor, ...]:
         """Outputs of the operation by the backend that `registry` chooses."""
         options, inputs = self.definition.prepare(*args, **kwargs)
+        with opaque.without_autocast(inputs):
+            return self._call(options, inputs, backend)
+
+    def _call(self, options: Any, inputs: Any, backend: str | None) -> tuple[Tensor, ...]:
         if torch._C._are_functorch_transforms_active():
             return tuple(self.definition.formula(options, inputs))  # vmap, jvp and the like need plain operations
         saving = training(inputs)

@@ -1,5 +1,6 @@
 """A kernel operation as compilers and exporters see it: two custom operations that they do not look into."""
 
+import contextlib
 import functools
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
@@ -30,6 +31,12 @@ def decode(op: "KernelOp", text: str, tensors: Sequence[Tensor]) -> tuple[Any, A
     options, present = _decoded(op.definition.options, text)
     rest = iter(tensors)
     return options, op.definition.inputs(*(next(rest) if there else None for there in present))
+
+
+def without_autocast(inputs: Sequence[Tensor | None]) -> Any:
+    """Switches autocast off: 16 bit may come in, but states and arithmetic are carried in 32."""
+    device = next(t.device.type for t in inputs if t is not None)
+    return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else contextlib.nullcontext()
 
 
 def alias(value: Tensor) -> Tensor:
@@ -77,13 +84,14 @@ def register(op: "KernelOp") -> tuple[Any, Any]:
 def _run(op: "KernelOp", text: str, tensors: Sequence[Tensor], backend: str, saving: bool) -> list[Tensor]:
     options, inputs = decode(op, text, tensors)
     chosen = op.select(options, inputs, backend=None if backend == "auto" else backend)
-    if chosen.fn is None:
-        results = list(op.kernel(chosen.name).forward(options, inputs, saving))
-    else:
-        # Laid out as the tracer was told.
-        results = list(op.definition.shapes(options, inputs, saving))
-        for result, value in zip(results, chosen(options, inputs), strict=False):
-            result.copy_(value)
+    with without_autocast(inputs):
+        if chosen.fn is None:
+            results = list(op.kernel(chosen.name).forward(options, inputs, saving))
+        else:
+            # Laid out as the tracer was told.
+            results = list(op.definition.shapes(options, inputs, saving))
+            for result, value in zip(results, chosen(options, inputs), strict=False):
+                result.copy_(value)
     # Outputs of an operation may share memory neither with its inputs nor with each other.
     seen = {t.data_ptr() for t in tensors}
     for i, result in enumerate(results):
