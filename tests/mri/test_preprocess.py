@@ -164,6 +164,19 @@ def test_maps_come_from_a_calibration_scan_where_there_is_one() -> None:
         steps(raw, mask=mask)
 
 
+@pytest.mark.parametrize("lines", [6, 8, 10, 12, 24])
+def test_maps_from_few_calibration_lines_have_no_holes(lines: int) -> None:
+    kspace, maps, image = phantom_slice(128, 128, 8, (0, 0))
+    acs = torch.zeros(1, 128, dtype=torch.bool)
+    acs[:, 64 - lines // 2 : 64 + lines // 2] = True
+    found = Preprocess().estimate_maps(torch.as_tensor(kspace).to(torch.complex64), acs)
+    inside = torch.as_tensor(image).abs() > 0.1 * np.abs(image).max()
+    assert (found.abs().sum(0) > 0)[inside].all()
+    exact = torch.as_tensor(maps)
+    alignment = (found.conj() * exact).sum(0).abs() / exact.abs().pow(2).sum(0).sqrt().clamp_min(1e-9)
+    assert alignment[inside].mean() > 0.995
+
+
 def test_the_input_is_not_changed() -> None:
     raw = kspace()
     before = raw.clone()

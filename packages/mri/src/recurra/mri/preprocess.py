@@ -154,7 +154,9 @@ class Preprocess:
         if self.maps == "unit" or kspace.shape[0] == 1:
             return unit_maps(kspace)
         if self.maps == "espirit":
-            return espirit_maps(kspace, acs, self.fft)
+            # A calibration region two kernels wide: with less the maps have holes within the object.
+            narrow = min(acs_rectangle(acs, kspace.shape[-2]))
+            return espirit_maps(kspace, acs, self.fft, kernel_width=6 if narrow < 6 else min(6, narrow // 2))
         return rss_maps(kspace, acs, self.fft, gaussian_sigma=self.gaussian_sigma)
 
     def scale(self, masked: Complex[Tensor, "coil height width"]) -> Float[Tensor, ""]:
