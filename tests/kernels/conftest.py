@@ -4,9 +4,13 @@ import json
 import os
 import subprocess
 import sys
+import warnings
+from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 
 @pytest.fixture
@@ -23,3 +27,32 @@ def ahead_of_time(tmp_path):
         return json.loads(result.stdout)
 
     return run
+
+
+@pytest.fixture
+def poisoned_memory():
+    """The context in which memory that is not yet written holds NaN, integers their largest value."""
+
+    def poisoning(make):
+        def made(*arguments, **named):
+            array = make(*arguments, **named)
+            if array.dtype.kind in "fciu":
+                array.fill(np.nan if array.dtype.kind in "fc" else np.iinfo(array.dtype).max)
+            return array
+
+        return made
+
+    @contextmanager
+    def poisoned():
+        with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
+            for name in ("empty", "empty_like"):
+                patch.setattr(np, name, poisoning(getattr(np, name)))
+            # Torch fills its memory where it is told to be deterministic; only that is wanted.
+            warnings.filterwarnings("ignore", message=".*does not have a deterministic implementation.*")
+            torch.use_deterministic_algorithms(True, warn_only=True)
+            try:
+                yield
+            finally:
+                torch.use_deterministic_algorithms(False)
+
+    return poisoned

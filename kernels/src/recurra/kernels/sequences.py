@@ -37,7 +37,7 @@ def loop(
     Returns:
         For every step in order of time its state, zero in the padding; and the state after each sequence's end.
     """
-    steps = max(x.shape[1] for x in xs)
+    steps = 0 if any(x.shape[1] == 0 for x in xs) else max(x.shape[1] for x in xs)
     initial, states = state, []
     # Unbound, not indexed: each index's gradient would fill a tensor as large as all steps.
     parts = [x.unbind(1) if x.shape[1] == steps else x.unbind(1) * steps for x in map(_masked(lengths, steps), xs)]
@@ -54,6 +54,11 @@ def loop(
             state = tuple(torch.where(_like(live, s), n, s) for n, s in zip(new, state, strict=True))
             states.append(tuple(torch.where(_like(live, n), n, 0) for n in new))
     return states[::-1] if reverse else states, state
+
+
+def stacked(values: Sequence[Tensor], lead: Tensor, shape: Sequence[int]) -> Tensor:
+    """The values of all steps along time; of this shape, with a gradient like any other, where there are none."""
+    return torch.stack(list(values), 1) if values else lead.new_zeros(shape) + lead.sum()
 
 
 def _masked(lengths: Tensor | None, steps: int) -> Callable[[Tensor], Tensor]:

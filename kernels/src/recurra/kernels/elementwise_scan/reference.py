@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from recurra.kernels.sequences import loop, wide
+from recurra.kernels.sequences import loop, stacked, wide
 
 
 def elementwise_scan(options: Any, inputs: Any) -> tuple[Tensor, ...]:
@@ -21,7 +21,7 @@ def elementwise_scan(options: Any, inputs: Any) -> tuple[Tensor, ...]:
         reset=reset,
         reverse=options.reverse,
     )
-    y = torch.stack([state[0] for state in states], 1) if states else wx.new_zeros((*wx.shape[:2], wx.shape[-1]))
+    y = stacked([state[0] for state in states], wx, (*wx.shape[:2], wx.shape[-1]))
     return y.to(wx.dtype), *last
 
 

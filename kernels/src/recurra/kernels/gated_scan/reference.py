@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from recurra.kernels.sequences import loop, wide
+from recurra.kernels.sequences import loop, stacked, wide
 
 
 def product(r: Tensor, h: Tensor) -> list[Tensor]:
@@ -102,5 +102,5 @@ def gated_scan(options: Any, inputs: Any) -> tuple[Tensor, ...]:
         reset=inputs.reset,
         reverse=options.reverse,
     )
-    y = torch.stack([s[0] for s in states], 1) if states else x.new_zeros(x.shape[0], 0, *inputs.h.shape[1:])
+    y = stacked([s[0] for s in states], x, (x.shape[0], 0, *inputs.h.shape[1:]))
     return y.to(inputs.wx.dtype), *last

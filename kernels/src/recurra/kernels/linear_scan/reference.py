@@ -2,10 +2,9 @@
 
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from recurra.kernels.sequences import loop, wide
+from recurra.kernels.sequences import loop, stacked, wide
 
 
 def linear_scan(options: Any, inputs: Any) -> tuple[Tensor, Tensor]:
@@ -13,12 +12,16 @@ def linear_scan(options: Any, inputs: Any) -> tuple[Tensor, Tensor]:
     a, b, h0, lengths, reset = inputs
     carried = wide(b.dtype)
     states, (last,) = loop(
-        lambda h, a_t, b_t: (a_t * h + b_t,),
+        lambda h, a_t, b_t: (_product(a_t, h) + b_t,),
         (a.to(carried), b.to(carried)),
         (h0.to(carried),),
         lengths=lengths,
         reset=reset,
         reverse=options.reverse,
     )
-    h = torch.stack([h for (h,) in states], 1) if states else b.new_zeros(b.shape)
-    return h.to(b.dtype), last
+    return stacked([h for (h,) in states], b, b.shape).to(b.dtype), last
+
+
+def _product(a: Tensor, h: Tensor) -> Tensor:
+    # Torch rounds complex products otherwise in strided memory, as where a sequence is split.
+    return a.contiguous() * h.contiguous() if h.is_complex() else a * h
