@@ -5,6 +5,7 @@ import inspect
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from types import FunctionType
 from typing import Any
 
 import numba
@@ -35,7 +36,7 @@ def jit_sum(function: Callable[..., Any]) -> Callable[..., Any]:
     return jit(function, fast=_FAST | {"reassoc"})
 
 
-class _Distinct(CompilerBase):
+class Distinct(CompilerBase):
     """Numba's pipeline with the promise that no two array arguments overlap."""
 
     def define_pipelines(self) -> list[Any]:
@@ -49,7 +50,17 @@ def jit_distinct(function: Callable[..., Any]) -> Callable[..., Any]:
 
     LLVM then vectorises loops over many arrays, for which it would give up comparing addresses.
     """
-    return jit(function, pipeline_class=_Distinct)
+    return jit(function, pipeline_class=Distinct)
+
+
+def instance(function: Callable[..., Any], name: str, **names: Any) -> Callable[..., Any]:
+    """A copy of a function, to be compiled, in which these global names mean something else.
+
+    The compiled copy is found again on disk under its own name; a closure would be compiled anew in every process.
+    """
+    copy = FunctionType(function.__code__, {**function.__globals__, **names}, name)
+    copy.__qualname__, copy.__module__ = name, function.__module__
+    return copy
 
 
 def over_ranges(work: Callable[[int, int], None], total: int, grain: int) -> None:
@@ -89,6 +100,17 @@ def over_grid(work: Callable[[int, int, int], None], rows: int, width: int, grai
     else:
         for row in range(rows):
             over_ranges(functools.partial(work, row), width, max(grain, 16))
+
+
+def over_blocks(work: Callable[[int, int, int, int], Any], rows: int, width: int, grain: int) -> None:
+    """Calls work(first row, last row, start, stop) over rows and width, split over torch's threads.
+
+    Rows are split, or the width where there are fewer rows than threads, if a part has at least `grain` values.
+    """
+    if rows >= torch.get_num_threads():
+        over_ranges(lambda first, last: work(first, last, 0, width), rows, max(grain // max(width, 1), 1))
+    else:
+        over_ranges(lambda start, stop: work(0, rows, start, stop), width, max(grain // max(rows, 1), 16))
 
 
 def array(value: Tensor, dtype: torch.dtype) -> Any:

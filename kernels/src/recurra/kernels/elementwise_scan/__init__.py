@@ -116,6 +116,10 @@ def _shapes(options: Options, inputs: Inputs, saving: bool) -> list[Tensor]:
     return [wx.new_empty(sequence), *states, *saved]
 
 
+def _numba_supports(options: Options, inputs: Inputs) -> str | None:
+    return cpu_kernel_reason(inputs.wx)
+
+
 def _cost(name: str, options: Options, inputs: Inputs) -> float:
     wx = inputs.wx
     entry = measured_costs(__name__)[name]["cpu" if wx.device.type == "cpu" else "cuda"][options.cell]
@@ -135,5 +139,8 @@ OP = KernelOp(
         _shapes,
         lambda options: 3 if options.cell == "diag_lstm_cifg" else 2,
     ),
-    [Backend("reference", lambda o, i: None, lambda o, i: _cost("reference", o, i), reference.elementwise_scan)],
+    [
+        Backend("reference", lambda o, i: None, lambda o, i: _cost("reference", o, i), reference.elementwise_scan),
+        Backend("numba", _numba_supports, lambda o, i: _cost("numba", o, i)),
+    ],
 )
