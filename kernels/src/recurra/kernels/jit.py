@@ -115,7 +115,10 @@ def over_blocks(work: Callable[[int, int, int, int], Any], rows: int, width: int
 
 def array(value: Tensor, dtype: torch.dtype) -> Any:
     """The tensor as a contiguous array of this dtype."""
-    return value.detach().to(dtype).resolve_conj().contiguous().numpy()
+    value = value.detach()
+    if value.dtype != dtype or value.is_conj() or not value.is_contiguous():
+        value = value.to(dtype).resolve_conj().contiguous()
+    return value.numpy()
 
 
 def lengths_array(lengths: Tensor | None, batch: int, steps: int) -> Any:

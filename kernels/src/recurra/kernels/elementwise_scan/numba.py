@@ -18,6 +18,8 @@ from recurra.kernels.sequences import wide
 # A thread is worth waking for this many values.
 GRAIN = 1 << 15
 
+STEP: Callable[..., None]  # a cell's, in the copies of the loops below
+
 
 @jit_distinct
 def _indrnn_relu(x, u, h, c, y, w0, w1):  # type: ignore[no-untyped-def]
@@ -212,53 +214,52 @@ def _compiled(cell: str) -> tuple[Callable[..., None], Callable[..., None]]:
 
 
 def _arrays(options: Any, inputs: Any, kind: torch.dtype) -> tuple[Any, ...]:
-    batch, steps, width = inputs.wx.shape[0], inputs.wx.shape[1], inputs.wx.shape[-1]
-    x = array(inputs.wx, kind).reshape(batch, steps, inputs.wx.shape[2] if inputs.wx.dim() == 4 else 1, width)
-    c0 = _absent(inputs.h0, kind) if inputs.c0 is None else array(inputs.c0, kind)
-    params = array(inputs.params, kind).reshape(-1, width)
-    fixed = lengths_array(inputs.lengths, batch, steps), flags_array(inputs.reset), options.reverse
-    return x, params, array(inputs.h0, kind), c0, *fixed
-
-
-def _absent(h0: Tensor, kind: torch.dtype) -> Any:
-    # Slices of no width, for the cells without a second state.
-    return np.empty((h0.shape[0], 0), _NUMPY[kind])
-
-
-_NUMPY = {torch.float32: np.float32, torch.float64: np.float64}
+    wx, params, h0, c0, lengths, reset = inputs
+    batch, steps, width = wx.shape[0], wx.shape[1], wx.shape[-1]
+    x, u = array(wx, kind).reshape(batch, steps, -1, width), array(params, kind).reshape(-1, width)
+    fixed = lengths_array(lengths, batch, steps), flags_array(reset), options.reverse
+    start = array(h0, kind)
+    # The cells without a second state get one of no width.
+    return x, u, start, start[:, :0].copy() if c0 is None else array(c0, kind), *fixed
 
 
 def forward(options: Any, inputs: Any, saving: bool) -> Sequence[Tensor]:
     """y and the last state; c after every step where a backward pass of diag_lstm_cifg may follow."""
     wx, kind = inputs.wx, wide(inputs.wx.dtype)
+    given = _arrays(options, inputs, kind)
     batch, steps, width = wx.shape[0], wx.shape[1], wx.shape[-1]
-    memory = 0 if inputs.c0 is None else width
-    y, h = torch.empty((batch, steps, width), dtype=kind), torch.empty((batch, width), dtype=kind)
-    c = torch.empty((batch, memory), dtype=kind)
-    saved = torch.empty((batch, steps if saving else 0, memory), dtype=kind)
-    given = *_arrays(options, inputs, kind), y.numpy(), h.numpy(), c.numpy(), saved.numpy()
+    # Of torch, whose memory begins at a cache line.
+    y = torch.empty((batch, steps, width), dtype=kind).numpy()
+    h, c = np.empty_like(given[2]), np.empty_like(given[3])
+    saved = np.empty((batch, steps if saving else 0, c.shape[1]), y.dtype)
     run = _compiled(options.cell)[0]
-    over_blocks(lambda r0, r1, w0, w1: run(*given, r0, r1, w0, w1), batch, width, GRAIN // max(steps, 1))
-    outputs = [y if kind == wx.dtype else y.to(wx.dtype), h]
-    return outputs if inputs.c0 is None else [*outputs, c, saved] if saving else [*outputs, c]
+    over_blocks(
+        lambda r0, r1, w0, w1: run(*given, y, h, c, saved, r0, r1, w0, w1), batch, width, GRAIN // max(steps, 1)
+    )
+    results = [y, h] if inputs.c0 is None else [y, h, c, saved] if saving else [y, h, c]
+    first, *rest = map(torch.from_numpy, results)
+    return [first if kind == wx.dtype else first.to(wx.dtype), *rest]
 
 
 def backward(
     options: Any, inputs: Any, results: Sequence[Tensor], gradients: Sequence[Tensor], wanted: Sequence[bool]
 ) -> Sequence[Tensor | None]:
     """Gradients of wx, the parameters and the initial state; those of the parameters summed row by row, in order."""
-    kind, lstm = wide(inputs.wx.dtype), inputs.c0 is not None
+    kind = wide(inputs.wx.dtype)
     given = _arrays(options, inputs, kind)
-    (batch, steps, rows, width), count = given[0].shape, given[1].shape[0]
-    c = array(results[3], kind) if lstm else np.empty((batch, steps, 0), _NUMPY[kind])
-    # Consumed by the kernel.
-    dh = np.array(array(gradients[1], kind))
-    dc = np.array(array(gradients[2], kind)) if lstm else _absent(inputs.h0, kind)
-    dx, du = torch.empty(inputs.wx.shape, dtype=kind), torch.empty((batch, count, width), dtype=kind)
-    dh0 = torch.empty((batch, width), dtype=kind)
-    dc0 = torch.empty((batch, width if lstm else 0), dtype=kind)
-    old = array(results[0], kind), c, array(gradients[0], kind), dh, dc
-    new = dx.numpy().reshape(batch, steps, rows, width), du.numpy(), dh0.numpy(), dc0.numpy()
+    x, u, h0, c0 = given[:4]
+    batch, steps, width = x.shape[0], x.shape[1], x.shape[3]
+    y, dy, dh = array(results[0], kind), array(gradients[0], kind), array(gradients[1], kind).copy()
+    # dh and dc are consumed by the kernel.
+    if inputs.c0 is None:
+        c, dc = np.empty((batch, steps, 0), y.dtype), c0
+    else:
+        c, dc = array(results[3], kind), array(gradients[2], kind).copy()
+    dx, du = torch.empty(x.shape, dtype=kind).numpy(), np.empty((batch, *u.shape), u.dtype)
+    dh0, dc0 = np.empty_like(h0), np.empty_like(c0)
+    old, new = (y, c, dy, dh, dc), (dx, du, dh0, dc0)
     run = _compiled(options.cell)[1]
     over_blocks(lambda r0, r1, w0, w1: run(*given, *old, *new, r0, r1, w0, w1), batch, width, GRAIN // max(steps, 1))
-    return dx, du.sum(0).reshape(inputs.params.shape), dh0, dc0 if lstm else None, None, None
+    d_params = torch.from_numpy(du[0] if batch == 1 else du.sum(0)).reshape(inputs.params.shape)
+    d_wx, d_h0 = torch.from_numpy(dx).reshape(inputs.wx.shape), torch.from_numpy(dh0)
+    return d_wx, d_params, d_h0, None if inputs.c0 is None else torch.from_numpy(dc0), None, None
