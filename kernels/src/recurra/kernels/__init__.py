@@ -2,6 +2,7 @@
 
 from recurra.kernels.conv_cell_pointwise import conv_cell_pointwise, conv_cell_update
 from recurra.kernels.elementwise_scan import elementwise_scan
+from recurra.kernels.elementwise_scan.newton import newton_scan
 from recurra.kernels.gated_scan import gated_scan
 from recurra.kernels.linear_scan import linear_scan
 from recurra.kernels.memory_conv import memory_conv
@@ -25,6 +26,7 @@ __all__ = [
     "pack_padded",
     "pad_packed",
     "ssm2d_scan",
+    "newton_scan",
     "thin_conv",
     "use_backend",
     "winograd_conv",

@@ -91,9 +91,13 @@ class KernelOp(Op):
         chosen = self.select(options, inputs, backend=backend)
         if chosen.fn is not None:
             return tuple(chosen(options, inputs))
-        if saving:
-            return tuple(_Eager.apply(self, chosen.name, options, *inputs))  # type: ignore[no-untyped-call]
-        return tuple(self.kernel(chosen.name).forward(options, inputs, False))
+        return self.by(self.kernel(chosen.name), options, inputs)
+
+    def by(self, kernel: Kernel, options: Any, inputs: Any) -> tuple[Tensor, ...]:
+        """Outputs by this kernel, of a backend or none, with their gradients."""
+        if training(inputs):
+            return tuple(_Eager.apply(self, kernel, options, *inputs))  # type: ignore[no-untyped-call]
+        return tuple(kernel.forward(options, inputs, False))
 
     def explain(self, *args: Any, backend: str | None = None, **kwargs: Any) -> Choice:
         """As `Op.explain`, for the arguments of the public function."""
@@ -121,10 +125,10 @@ class _Eager(torch.autograd.Function):
     """A kernel with its backward pass, at a third of a custom operation's cost a call."""
 
     @staticmethod
-    def forward(ctx: Any, op: KernelOp, backend: str, options: Any, *inputs: Tensor | None) -> tuple[Tensor, ...]:
-        ctx.op, ctx.backend, ctx.options, ctx.given = op, backend, options, len(inputs)
+    def forward(ctx: Any, op: KernelOp, kernel: Kernel, options: Any, *inputs: Tensor | None) -> tuple[Tensor, ...]:
+        ctx.op, ctx.kernel, ctx.options, ctx.given = op, kernel, options, len(inputs)
         ctx.set_materialize_grads(False)
-        results = op.kernel(backend).forward(options, op.definition.inputs(*inputs), True)
+        results = kernel.forward(options, op.definition.inputs(*inputs), True)
         ctx.save_for_backward(*inputs, *results)
         return tuple(results[: op.definition.outputs(options)])
 
@@ -137,5 +141,5 @@ class _Eager(torch.autograd.Function):
             found: Sequence[Tensor | None] = op.derivative(ctx.options, inputs, given)
         else:
             arguments = ctx.options, op.definition.inputs(*inputs), results, given, ctx.needs_input_grad[3:]
-            found = op.kernel(ctx.backend).backward(*arguments)
+            found = ctx.kernel.backward(*arguments)
         return None, None, None, *(None if g is None else g.to(t.dtype) for g, t in zip(found, inputs, strict=True))

@@ -141,5 +141,6 @@ OP = KernelOp(
     [
         Backend("reference", lambda o, i: None, lambda o, i: _cost("reference", o, i), reference.elementwise_scan),
         Backend("numba", _numba_supports, lambda o, i: _cost("numba", o, i)),
+        Backend("parallel", lambda o, i: None, lambda o, i: _cost("parallel", o, i)),
     ],
 )
