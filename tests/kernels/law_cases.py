@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from recurra.kernels import elementwise_scan, gated_scan, linear_scan, memory_conv, registry, ssm2d_scan
 from recurra.kernels.gated_scan import FORMS
@@ -70,6 +71,11 @@ class Case:
         """(y, *last) of a call of the public function."""
         positional, named = self.arguments(tensors)
         return self.outputs(self.function(*positional, **named, **flags), tensors, flags.get("lengths"))
+
+    def bare(self, tensors: Tensors, **flags: Any) -> list[Tensor]:
+        """What the public function returns, its tensors in a row."""
+        positional, named = self.arguments(tensors)
+        return tree_leaves(self.function(*positional, **named, **flags))
 
     def prepared(self, tensors: Tensors, **flags: Any) -> tuple[Any, Any]:
         """Options and inputs as the backends get them."""
@@ -143,7 +149,7 @@ def _elementwise(cell: str) -> Case:
     )
 
 
-def _gated(cell: str, *, projected: bool = False, biased: bool = True, save: str = "gates") -> Case:
+def _gated(cell: str, *, projected: bool = False, biased: bool = True, recompute: bool = False) -> Case:
     gates, biases, states, _ = FORMS[cell]
 
     def draw(randn: Callable[..., Tensor], batch: int, steps: int, width: int) -> Tensors:
@@ -156,12 +162,12 @@ def _gated(cell: str, *, projected: bool = False, biased: bool = True, save: str
         return drawn | ({"n": 1 + drawn["n"].abs()} if "n" in states else {})
 
     return Case(
-        name=f"gated_scan {cell}{' projected' * projected}{' unbiased' * (not biased)}{' recompute' * (save != 'gates')}",
+        name=f"gated_scan {cell}{' projected' * projected}{' unbiased' * (not biased)}{' recompute' * recompute}",
         function=gated_scan,
         draw=draw,
         arguments=lambda t: (
             (cell, t["wx"], t["r"], t.get("bias"), tuple(t[name] for name in states)),
-            {"projection": t.get("projection"), "save": save},
+            {"projection": t.get("projection"), "save": "recompute" if recompute else "gates"},
         ),
         outputs=lambda found, t, lengths: (found[0], *found[1]),
         sequences=("wx",),
@@ -255,8 +261,8 @@ CASES = [
 ]
 # Laws that look into what is saved hold for these too.
 VARIANTS = [
-    *(_gated(cell, save="recompute") for cell in FORMS),
-    _gated("lstm", projected=True, save="recompute"),
+    *(_gated(cell, recompute=True) for cell in FORMS),
+    _gated("lstm", projected=True, recompute=True),
     _gated("gru", biased=False),
     _gated("lstm", biased=False),
     _ssm2d("columns", fixed=True),
@@ -279,7 +285,7 @@ def _parameters(case: Case, backend: str, *given: Any) -> Any:
     # The kernels can be had alone.
     missing = backend in ("numba", "triton") and not registry.installed(backend)
     marks = [pytest.mark.skip(reason=f"{backend} is not installed")] if missing else []
-    words = "-".join(" ".join(value) if isinstance(value, tuple) else str(value) for value in given)
+    words = "-".join(" ".join(map(str, value)) if isinstance(value, tuple) else str(value) for value in given)
     name = "-".join([case.name, backend, *[words] * bool(given)])
     return pytest.param(case, backend, *given, id=name.replace(" ", "_"), marks=marks)
 
@@ -333,7 +339,7 @@ def error(got: Tensor, want: Tensor) -> float:
 
 
 def _high(t: Tensor) -> Tensor:
-    return t.to(torch.complex128 if t.is_complex() else torch.float64)
+    return t.detach().to(torch.complex128 if t.is_complex() else torch.float64)
 
 
 def assert_near(got: Any, want: Any, tolerance: float) -> None:
