@@ -178,9 +178,9 @@ def _check(cell: str, form: Form, wx: Tensor, r: Tensor, bias: Tensor | None, pr
 def _shapes(options: Options, inputs: Inputs, saving: bool) -> list[Tensor]:
     """Outputs, then what kernels save: gates unless they are recomputed, then the states other than h.
 
-    gates (batch, time, row, head, new), in wx's dtype, but for slstm in the wide one (its exponentials leave float16):
+    gates (batch, time, row, head, new), in wx's dtype, for slstm in the wide one (they are exponents):
         elman none; gru [r, z, n, U_n h + c_n]; gru_before [r, z, n]; mgu [f, c]; mgu_after [f, c, U_c h];
-        lstm [i, f, g, o] after their functions; slstm [i', f', tanh z, sigmoid o], i' = exp(i - m), f' = exp(kept - m).
+        lstm [i, f, g, o]; slstm [i, f, z, o], before or after their functions as the backend likes.
     states (batch, time, 1 | 3, head, new) in the wide dtype: c of lstm; c, n, m of slstm, as they are after the step.
 
     Both are zero in a sequence's padding. h before a step is y one step earlier in the sequence's direction (rounded to
@@ -224,5 +224,6 @@ OP = KernelOp(
     ),
     [
         Backend("reference", lambda o, i: None, lambda o, i: _cost("reference", o, i), reference.gated_scan),
+        Backend("numba", _numba_supports, lambda o, i: _cost("numba", o, i)),
     ],
 )
