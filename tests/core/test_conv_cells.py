@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from recurra.core.nn import Conv2dGRU, ConvGRUCell, ConvIndRNNCell, ConvMGUCell, NormConv2dGRU
 from recurra.core.testing import Golden, assert_close, golden, golden_files
+from recurra.kernels import use_backend
 
 CELLS: dict[str, Any] = {"ConvGRUCell": ConvGRUCell, "ConvMGUCell": ConvMGUCell, "IndRNNCell": ConvIndRNNCell}
 GATES = {ConvGRUCell: 3, ConvMGUCell: 2, ConvIndRNNCell: 1}
@@ -36,11 +37,12 @@ def check(pair: Golden, model: nn.Module, inputs: dict[str, Tensor], outputs: di
 
 
 @pytest.mark.parity
+@pytest.mark.parametrize("backend", ["reference", "numba", "triton"])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize(
     "path", golden_files("core", "conv_gru*|conv_mgu*|conv_indrnn*", reference="rnn_cells"), ids=lambda p: p.stem
 )
-def test_cell_equals_the_authors(path: Path, dtype: torch.dtype) -> None:
+def test_cell_equals_the_authors(path: Path, dtype: torch.dtype, backend: str) -> None:
     pair = golden(path)
     config = pair.config
     kind = CELLS[pair.reference.rsplit(".", 1)[-1].rsplit("::", 1)[-1]]
@@ -58,9 +60,10 @@ def test_cell_equals_the_authors(path: Path, dtype: torch.dtype) -> None:
     batch, _, *spatial = inputs["x"][0].shape
     h = inputs.get("h0", torch.zeros(batch, config["hidden_size"], *spatial, dtype=dtype))
     states = []
-    for x in inputs["x"]:
-        h = cell(x, h)
-        states.append(h)
+    with use_backend(backend):
+        for x in inputs["x"]:
+            h = cell(x, h)
+            states.append(h)
     check(pair, cell, inputs, {"y": torch.stack(states)})
 
 

@@ -1,7 +1,7 @@
 """Parameters and layers of the gated units."""
 
 from math import sqrt
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -126,8 +126,8 @@ class GatedLayers(Recurrent[State]):
     @torch.no_grad()
     def load_flashrnn(
         self, R: Tensor, b: Tensor | None, function: layouts.Function, *, layer: int = 0, reverse: bool = False
-    ) -> Self:
-        """Takes one layer's recurrent weights and biases over from FlashRNN; returns the unit.
+    ) -> None:
+        """Takes one layer's recurrent weights and biases over from FlashRNN.
 
         Args:
             R: (gate, head, new, old) as flashrnn() takes it.
@@ -154,7 +154,6 @@ class GatedLayers(Recurrent[State]):
         self.get_parameter(f"weight_hh{ending}").copy_(r.flatten(0, 2))
         if bias is not None:
             self._set_bias(bias.flatten(1), ending)
-        return self
 
     def _set_bias(self, bias: Tensor, ending: str) -> None:
         """Writes a bias in the kernels' form (row, hidden) over the unit's own."""

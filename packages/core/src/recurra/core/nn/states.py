@@ -5,10 +5,12 @@ as in torch.nn: (layer * direction, batch, ...), forward before backward.
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
+
+Same = TypeVar("Same", bound="_Carried")
 
 
 class _Carried:
@@ -16,18 +18,18 @@ class _Carried:
 
     __slots__ = ()
 
-    def _each(self, function: Any) -> Self:
+    def _each(self: Same, function: Any) -> Same:
         return type(self)(*(function(t) for t in self))  # type: ignore[attr-defined]
 
-    def detach(self) -> Self:
+    def detach(self: Same) -> Same:
         """The state apart from the graph that made it, for truncated backpropagation through time."""
         return self._each(lambda t: t.detach())
 
-    def to(self, *args: Any, **kwargs: Any) -> Self:
+    def to(self: Same, *args: Any, **kwargs: Any) -> Same:
         """The state on another device or in another dtype; arguments of `Tensor.to`."""
         return self._each(lambda t: t.to(*args, **kwargs))
 
-    def select(self, batch: int | slice | Sequence[int] | Tensor) -> Self:
+    def select(self: Same, batch: int | slice | Sequence[int] | Tensor) -> Same:
         """The state of some sequences of the batch; the batch axis stays, also for one number.
 
         Args:
@@ -38,7 +40,7 @@ class _Carried:
         index = batch if isinstance(batch, slice | Tensor) else list(batch)
         return self._each(lambda t: t[:, index])
 
-    def reorder(self, index: Tensor) -> Self:
+    def reorder(self: Same, index: Tensor) -> Same:
         """The state whose sequence i was sequence index[i], as a beam search wants it.
 
         Args:
