@@ -140,5 +140,8 @@ OP = KernelOp(
     "memory_conv",
     __name__,
     Definition(Options, Inputs, _prepare, reference.memory_conv, _shapes, lambda options: 1),
-    [Backend("reference", lambda o, i: None, lambda o, i: _cost("reference", o, i), reference.memory_conv)],
+    [
+        Backend("reference", lambda o, i: None, lambda o, i: _cost("reference", o, i), reference.memory_conv),
+        Backend("numba", _numba_supports, lambda o, i: _cost("numba", o, i)),
+    ],
 )

@@ -36,3 +36,11 @@ class Inputs(tuple[Tensor | None, ...]):
     def buffers(self) -> tuple[Tensor, ...]:
         """The parts of the input, along the channels."""
         return self[3:]  # type: ignore[return-value]
+
+
+def mirror(weight: Tensor, channels: int) -> Tensor:
+    """The weight (channel, output of its group, tap) by which dx is a window over dy: taps reversed, groups turned."""
+    outputs, members, taps = weight.shape
+    groups = channels // members
+    grouped = weight.reshape(groups, outputs // groups, members, taps)
+    return grouped.flip(3).transpose(1, 2).reshape(channels, outputs // groups, taps)
