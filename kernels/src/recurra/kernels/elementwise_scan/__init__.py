@@ -101,7 +101,7 @@ def _prepare(
         if value.shape != (batch, width):
             raise ValueError(f"state {name} has shape {tuple(value.shape)}; expected {(batch, width)}")
         check_dtype(f"state {name}", value, wx)
-    check_sequence(batch, steps, lengths, reset)
+    check_sequence(batch, steps, lengths, reset, wx.device)
     h0, c0 = (*(state or [wx.new_zeros((batch, width), dtype=wide(wx.dtype)) for _ in names]), None)[:2]
     return Options(cell, reverse), Inputs(wx, params, h0, c0, lengths, reset)
 

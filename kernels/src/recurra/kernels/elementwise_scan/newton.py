@@ -30,7 +30,7 @@ def newton_scan(
         wx: as for `elementwise_scan`.
         params: as for `elementwise_scan`.
         state: as for `elementwise_scan`.
-        tolerance: of the residual; 64 times the carried dtype's epsilon if absent: 7.6e-6 (float32), 1.4e-14 (float64).
+        tolerance: of the residual; 8 times the carried dtype's epsilon if absent: 9.5e-7 (float32), 1.8e-15 (float64).
         max_iterations: after which a sequence is computed step by step.
         lengths: as for `elementwise_scan`.
         reset: as for `elementwise_scan`.

@@ -17,7 +17,7 @@ from recurra.kernels.elementwise_scan.slopes import SLOPES
 from recurra.kernels.sequences import loop, wide
 
 # Of the carried dtype's epsilon: what rounding in one step can leave, with room for slopes above 1.
-TOLERANCE = 64
+TOLERANCE = 8
 ITERATIONS = 24
 
 
@@ -109,7 +109,7 @@ class Newton:
             if exact or iteration == self.max_iterations or not len(waiting):
                 break
             keep = ~done
-            part, old, after, error, now = part.pick(keep), *([v[keep] for v in g] for g in (old, after, error, now))  # type: ignore[misc]
+            part, old, after, error, now = part.pick(keep), *([v[keep] for v in g] for g in (old, after, error, now))
             better = _improved(cell, u, part, old, after, error, now)
             states = [s.index_copy(0, waiting, b) for s, b in zip(states, better, strict=True)]
         return states, iterations
@@ -208,8 +208,8 @@ def _sequential(cell: str, u: Tensor, steps: Steps) -> list[Tensor]:
     from recurra.kernels.elementwise_scan import OP, Inputs, Options
 
     options = Options(cell, False)
-    h0, c0 = (*steps.start, None)[:2]
-    inputs = Inputs(steps.x, u, h0, c0, None, steps.fresh[..., 0].contiguous())
+    c0 = steps.start[1] if len(steps.start) > 1 else None
+    inputs = Inputs(steps.x, u, steps.start[0], c0, None, steps.fresh[..., 0].contiguous())
     able = [n for n in ("numba", "triton") if n in OP.backends and OP.backends[n].supports(options, inputs) is None]
     if able:
         y, *rest = OP.kernel(able[0]).forward(options, inputs, True)
