@@ -82,11 +82,16 @@ def check_dtype(name: str, value: Tensor, lead: Tensor) -> None:
         raise ValueError(f"{name} is {value.dtype} on {value.device}; expected {either} on {lead.device}")
 
 
-def check_sequence(batch: int, steps: int, lengths: Tensor | None, reset: Tensor | None) -> None:
-    """Refuses lengths and episode borders that do not fit a (batch, steps) sequence.
+def check_sequence(
+    batch: int, steps: int, lengths: Tensor | None, reset: Tensor | None, device: torch.device | None = None
+) -> None:
+    """Refuses lengths and episode borders that do not fit a (batch, steps) sequence on this device.
 
     Values of lengths are looked at on the CPU alone: elsewhere that would wait for the device.
     """
+    for name, value in (("lengths", lengths), ("reset", reset)):
+        if value is not None and device is not None and value.device != device:
+            raise ValueError(f"{name} is on {value.device}; expected it on {device}, with the sequence")
     if lengths is not None:
         if lengths.shape != (batch,) or lengths.dtype != torch.int64:
             raise ValueError(

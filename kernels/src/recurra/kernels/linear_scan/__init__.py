@@ -8,7 +8,7 @@ from torch import Tensor
 from recurra.kernels.kernel_op import Definition, KernelOp, training
 from recurra.kernels.linear_scan import reference
 from recurra.kernels.registry import Backend, cpu_kernel_reason, measured_costs
-from recurra.kernels.sequences import check_dtype, check_sequence, wide
+from recurra.kernels.sequences import FLOATS, check_dtype, check_sequence, wide
 
 
 class Options(NamedTuple):
@@ -73,12 +73,14 @@ def _prepare(
 ) -> tuple[Options, Inputs]:
     if b.dim() < 2:
         raise ValueError(f"b has shape {tuple(b.shape)}; expected (batch, time, *width)")
+    if b.dtype not in (*FLOATS, torch.complex64, torch.complex128):
+        raise ValueError(f"b is {b.dtype}; expected a real or complex floating point dtype")
     batch, steps, *width = b.shape
     if a.dim() > b.dim() or any(n not in (1, m) for n, m in zip(a.shape[::-1], b.shape[::-1], strict=False)):
         raise ValueError(f"a has shape {tuple(a.shape)}; expected one that broadcasts to b's {tuple(b.shape)}")
     if h0 is not None and h0.shape != (batch, *width):
         raise ValueError(f"h0 has shape {tuple(h0.shape)}; expected {(batch, *width)}: batch and width of b")
-    check_sequence(batch, steps, lengths, reset)
+    check_sequence(batch, steps, lengths, reset, b.device)
     kinds = [t.dtype for t in (a, b, h0) if t is not None and t.is_complex()]
     if kinds:
         a, b = (t if t.is_complex() else t.to(kinds[0]) for t in (a, b))

@@ -85,7 +85,7 @@ def _prepare(
     channels = sum(buffer.shape[2] for buffer in buffers)
     _check_weight(weight, channels, left + right + 1)
     check_dtype("weight", weight, lead)
-    check_sequence(lead.shape[0], lead.shape[1], lengths, None)
+    check_sequence(lead.shape[0], lead.shape[1], lengths, None, lead.device)
     if past is not None:
         expected = (lead.shape[0], left * dilation, channels)
         if past.shape != expected:
