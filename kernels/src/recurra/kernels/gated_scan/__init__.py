@@ -6,6 +6,7 @@ from typing import Literal, NamedTuple
 from torch import Tensor
 
 from recurra.kernels.gated_scan import reference
+from recurra.kernels.gated_scan.triton_plan import unserved
 from recurra.kernels.kernel_op import Definition, KernelOp, training
 from recurra.kernels.registry import Backend, cpu_kernel_reason, measured_costs
 from recurra.kernels.sequences import check_dtype, check_sequence, wide
@@ -135,7 +136,7 @@ def _prepare(
     form = FORMS[cell]
     _check(cell, form, wx, r, bias, projection)
     batch, steps, _, heads, width = wx.shape
-    check_sequence(batch, steps, lengths, reset)
+    check_sequence(batch, steps, lengths, reset, wx.device)
     shapes = [(batch, heads, r.shape[3])] + [(batch, heads, width)] * (len(form.states) - 1)
     if state is None:
         state = [wx.new_zeros(shape, dtype=wide(wx.dtype)) for shape in shapes]
@@ -225,5 +226,6 @@ OP = KernelOp(
     [
         Backend("reference", lambda o, i: None, lambda o, i: _cost("reference", o, i), reference.gated_scan),
         Backend("numba", _numba_supports, lambda o, i: _cost("numba", o, i)),
+        Backend("triton", unserved, lambda o, i: _cost("triton", o, i)),
     ],
 )
