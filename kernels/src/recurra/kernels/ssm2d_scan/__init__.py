@@ -143,5 +143,8 @@ OP = KernelOp(
     "ssm2d_scan",
     __name__,
     Definition(Options, Inputs, _prepare, reference.ssm2d_scan, _shapes, lambda options: 2),
-    [Backend("reference", lambda o, i: None, lambda o, i: _cost("reference", o, i), reference.ssm2d_scan)],
+    [
+        Backend("reference", lambda o, i: None, lambda o, i: _cost("reference", o, i), reference.ssm2d_scan),
+        Backend("numba", _numba_supports, lambda o, i: _cost("numba", o, i)),
+    ],
 )
