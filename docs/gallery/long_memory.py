@@ -195,7 +195,7 @@ def run_digits(unit: nn.Module, width: int, permuted: bool, rate: float, epochs:
 
 
 def indrnn(inputs: int, steps: int, **more: object) -> IndRNN:
-    return IndRNN(inputs, 128, num_layers=2, steps=steps, mag=2, long_memory=True, **more)
+    return IndRNN(inputs, 128, num_layers=2, steps=steps, mag=2.0, long_memory=True, **more)
 
 
 class Experiment(NamedTuple):

@@ -11,6 +11,8 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted(path for path in (ROOT / "docs").glob("**/*.md") if "_build" not in path.parts)]
+# Their blocks build on each other and need nothing beside them: test_units.py runs them.
+CONNECTED = [ROOT / "docs" / "kernels.md", *(ROOT / "docs" / "units").glob("*.md")]
 # These make or need a whole environment; tests/install and the continuous check run them.
 ELSEWHERE = re.compile(r"(tools/\w+|git clone|cd |pip install|uv )")
 
@@ -37,7 +39,9 @@ def runnable(page: Path) -> list[Block]:
     return kept
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if runnable(page)], ids=lambda page: page.stem)
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if runnable(page) and page not in CONNECTED], ids=lambda page: page.stem
+)
 def test_page_runs(
     page: Path, tmp_path: Path, trained: Path, authors_files: Path, execute: Callable[[list[str], Path], str]
 ) -> None:
