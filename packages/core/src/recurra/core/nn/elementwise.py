@@ -26,7 +26,7 @@ class IndRNN(Recurrent[HiddenState]):
     authors let L be the length of the sequences and `mag` 2 to 10; at some 20 steps no constraint is wanted.
 
     `weight_ih_l{k}` is W (hidden, width), `bias_l{k}` b, `weight_hh_l{k}` u (hidden,), with torch.nn's ending _reverse.
-    A unit of one layer loads the authors' names, without _l0, too. Leave u and biases out of weight decay.
+    A unit of one layer loads the authors' names, without _l0, too. Weight decay is for W alone: `parameter_groups`.
 
     Args:
         input: width of x; None for the recurrence alone, whose x is as wide as `hidden` and taken for W x + b.
@@ -103,6 +103,13 @@ class IndRNN(Recurrent[HiddenState]):
             else:
                 last = name.startswith(f"weight_hh_l{self.num_layers - 1}")
                 nn.init.uniform_(value, 1 / bound if last and self.long_memory else 0.0, bound)
+
+    def parameter_groups(self, weight_decay: float = 1e-4) -> list[dict[str, Any]]:
+        """Groups for an optimizer: decay for W alone, none for u, biases and normalisation (the authors' training)."""
+        named = dict(self.named_parameters())
+        decayed = [value for name, value in named.items() if name.startswith("weight_ih")]
+        others = [value for name, value in named.items() if not name.startswith("weight_ih")]
+        return [{"params": decayed, "weight_decay": weight_decay}, {"params": others, "weight_decay": 0.0}]
 
     def run_layer(
         self,

@@ -58,9 +58,9 @@ class GatedLayers(Recurrent[State]):
                 "weight_ih": (rows, self.layer_inputs(ending)),
                 "weight_hh": (rows, output // heads),
             }
+            shapes |= dict.fromkeys(self.biases, (rows,))
             if proj_size:
                 shapes["weight_hr"] = (proj_size, hidden // heads)
-            shapes |= dict.fromkeys(self.biases, (rows,))
             for name, shape in shapes.items():
                 self.register_parameter(name + ending, nn.Parameter(torch.empty(shape)))
         self.reset_parameters()
@@ -101,7 +101,7 @@ class GatedLayers(Recurrent[State]):
             wx.view(*wx.shape[:2], self.gates, heads, self.hidden // heads),
             r,
             self.folded_bias(ending),
-            None if state is None else tuple(s.reshape(len(s), heads, -1) for s in state),
+            None if state is None else tuple(s.reshape(len(s), heads, s.shape[1] // heads) for s in state),
             projection=projection,
             lengths=lengths,
             reset=reset,

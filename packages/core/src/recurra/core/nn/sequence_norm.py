@@ -51,11 +51,13 @@ def instance_norm(
     """
     # Sums in float32 at least, as torch's own. One step has no spread, which torch's own refuses while training.
     wide = x.double() if x.dtype == torch.float64 else x.float()
-    if lengths is None:
-        spread, mean = torch.var_mean(wide, 1, correction=0, keepdim=True)
-        return ((wide - mean) * (torch.rsqrt(spread + eps) * weight) + bias).to(x.dtype)
-    valid = valid_steps(lengths, x.shape[1])[..., None]
-    count = lengths.clamp_min(1)[:, None, None]
-    mean = torch.where(valid, wide, 0).sum(1, keepdim=True) / count
-    spread = torch.where(valid, wide - mean, 0).square().sum(1, keepdim=True) / count
-    return torch.where(valid, (wide - mean) * (torch.rsqrt(spread + eps) * weight) + bias, 0).to(x.dtype)
+    count: Tensor | int = max(x.shape[1], 1)
+    if lengths is not None:
+        valid = valid_steps(lengths, x.shape[1])[..., None]
+        wide, count = torch.where(valid, wide, 0), lengths.clamp_min(1)[:, None, None]
+    centred = wide - wide.sum(1, keepdim=True) / count
+    if lengths is not None:
+        centred = torch.where(valid, centred, 0)
+    spread = centred.square().sum(1, keepdim=True) / count
+    y = (centred * (torch.rsqrt(spread + eps) * weight) + bias).to(x.dtype)
+    return y if lengths is None else torch.where(valid, y, 0)
