@@ -4,6 +4,7 @@ from typing import Literal, NamedTuple
 
 from torch import Tensor
 
+from recurra.kernels.chunks import compiler_reason
 from recurra.kernels.elementwise_scan import reference
 from recurra.kernels.kernel_op import Definition, KernelOp, training
 from recurra.kernels.registry import Backend, cpu_kernel_reason, measured_costs
@@ -141,6 +142,7 @@ OP = KernelOp(
     [
         Backend("reference", lambda o, i: None, lambda o, i: _cost("reference", o, i), reference.elementwise_scan),
         Backend("numba", _numba_supports, lambda o, i: _cost("numba", o, i)),
+        Backend("compiled", lambda o, i: compiler_reason(i.wx), lambda o, i: _cost("compiled", o, i)),
         Backend("parallel", lambda o, i: None, lambda o, i: _cost("parallel", o, i)),
     ],
 )

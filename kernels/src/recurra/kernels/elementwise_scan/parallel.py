@@ -6,7 +6,7 @@ README.md has the mathematics.
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,39 +14,12 @@ from torch import Tensor
 from recurra.kernels.elementwise_scan import doubling
 from recurra.kernels.elementwise_scan.reference import STEPS
 from recurra.kernels.elementwise_scan.slopes import SLOPES
+from recurra.kernels.elementwise_scan.steps import Steps, arrange
 from recurra.kernels.sequences import loop, wide
 
 # Of the carried dtype's epsilon: what rounding in one step can leave, with room for slopes above 1.
 TOLERANCE = 8
 ITERATIONS = 24
-
-
-class Steps(NamedTuple):
-    """Sequences in the order in which their steps are taken, and where they begin, pause and end.
-
-    Attributes:
-        x: (batch, time, [rows,] width), 0 in the padding.
-        start: initial states, each (batch, width).
-        live: (batch, time, 1), false in the padding.
-        fresh: (batch, time, 1), true where a step starts from the initial state.
-        final: (batch, time, 1), true at a sequence's last step.
-    """
-
-    x: Tensor
-    start: tuple[Tensor, ...]
-    live: Tensor
-    fresh: Tensor
-    final: Tensor
-
-    def before(self, states: Sequence[Tensor]) -> list[Tensor]:
-        """The state that each step starts from."""
-        shifted = [torch.cat([s[:, :1], s[:, :-1]], 1) for s in states]
-        return [torch.where(self.fresh, s0[:, None], s) for s0, s in zip(self.start, shifted, strict=True)]
-
-    def pick(self, rows: Tensor) -> "Steps":
-        """Some of the sequences."""
-        x, start, *flags = self
-        return Steps(x[rows], tuple(s[rows] for s in start), *(flag[rows] for flag in flags))
 
 
 class Newton:
@@ -69,11 +42,7 @@ class Newton:
         if len(rows):
             found = _sequential(options.cell, u, steps.pick(rows))
             states = [s.index_copy(0, rows, f) for s, f in zip(states, found, strict=True)]
-        empty = ~steps.live.any(1)
-        last = [
-            torch.where(empty, s0, torch.where(steps.final, s, 0).sum(1))
-            for s0, s in zip(steps.start, states, strict=True)
-        ]
+        last = steps.last(states)
         y, *memory = (s.flip(1) if options.reverse else s for s in states)
         return [y.to(inputs.wx.dtype), *last, *(memory if saving else [])]
 
@@ -131,8 +100,7 @@ def backward(
         trajectories, d_y = [s.flip(1) for s in trajectories], d_y.flip(1)
     old, count = steps.before(trajectories), range(len(d_last))
     slopes = SLOPES[options.cell](u, old, trajectories, steps.x)
-    given = [torch.where(steps.live, d_y, 0), *(torch.zeros_like(d_y) for _ in d_last[1:])]
-    given = [g + torch.where(steps.final, d[:, None], 0) for g, d in zip(given, d_last, strict=True)]
+    given = steps.given(d_y, d_last)
     through = [[torch.where(steps.live & ~steps.fresh, j, 0) for j in row] for row in slopes.state]
     # The state after step t acts through the slopes of step t + 1.
     later = [[_next(through[i][j]).flip(1) for i in count] for j in count]
@@ -147,22 +115,6 @@ def backward(
     d_wx = torch.stack(d_x, 2).reshape(inputs.wx.shape)
     d_wx = d_wx.flip(1) if options.reverse else d_wx
     return d_wx, d_u.reshape(inputs.params.shape), *d_start, *[None] * (4 - len(d_start))
-
-
-def arrange(options: Any, inputs: Any) -> Steps:
-    """The sequences of a call as steps in the order in which they are taken."""
-    wx, _, h0, c0, lengths, reset = inputs
-    batch, length = wx.shape[:2]
-    kind, time = wide(wx.dtype), torch.arange(wx.shape[1], device=wx.device)
-    ends = torch.full((batch, 1), length, device=wx.device) if lengths is None else lengths[:, None]
-    live, first, final = time < ends, (time == 0).expand(batch, length), time == ends - 1
-    if options.reverse:
-        first, final = final, first & live
-    fresh = live & (first if reset is None else first | reset)
-    x = torch.where(live.reshape(batch, length, *[1] * (wx.dim() - 2)), wx.to(kind), 0)
-    parts = [x, live[..., None], fresh[..., None], (final & live)[..., None]]
-    x, live, fresh, final = (p.flip(1) if options.reverse else p for p in parts)
-    return Steps(x, tuple(s.to(kind) for s in (h0, c0) if s is not None), live, fresh, final)
 
 
 def _scan(cell: str, u: Tensor, steps: Steps) -> list[Tensor]:
