@@ -146,5 +146,6 @@ OP = KernelOp(
     [
         Backend("reference", lambda o, i: None, lambda o, i: _cost("reference", o, i), reference.ssm2d_scan),
         Backend("numba", _numba_supports, lambda o, i: _cost("numba", o, i)),
+        Backend("triton", _triton_supports, lambda o, i: _cost("triton", o, i)),
     ],
 )
