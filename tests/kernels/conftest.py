@@ -15,13 +15,16 @@ import torch
 
 @pytest.fixture
 def ahead_of_time(tmp_path):
-    """The function cases -> what each kernel needs of a Hopper GPU; `ahead_of_time.py` says what is in either."""
+    """The function cases -> what each kernel needs of a Hopper GPU; `ahead_of_time.py` says what is in either.
+
+    Another script beside that one may stand in for it, with cases of its own.
+    """
     pytest.importorskip("triton")
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
     environment |= {"TRITON_DEFAULT_FP_FUSION": "1", "TRITON_CACHE_DIR": str(tmp_path)}
-    command = [sys.executable, str(Path(__file__).with_name("ahead_of_time.py"))]
 
-    def run(cases):
+    def run(cases, script="ahead_of_time.py"):
+        command = [sys.executable, str(Path(__file__).with_name(script)), "--json"]
         result = subprocess.run(command, input=json.dumps(cases), env=environment, capture_output=True, text=True)
         assert result.returncode == 0, result.stderr[-3000:]
         return json.loads(result.stdout)
