@@ -14,8 +14,7 @@ from recurra.kernels.chunks import compiled, in_chunks
 from recurra.kernels.elementwise_scan.doubling import total
 from recurra.kernels.elementwise_scan.reference import STEPS
 from recurra.kernels.elementwise_scan.slopes import SLOPES
-from recurra.kernels.elementwise_scan.steps import arrange
-from recurra.kernels.sequences import wide
+from recurra.kernels.steps import arrange
 
 STEP: Callable[..., Any]  # a cell's step and its slopes, in the copies of the chunks below
 SLOPE: Callable[..., Any]
@@ -57,7 +56,8 @@ def _chunks(cell: str) -> tuple[Callable[..., Any], Callable[..., Any]]:
 
 def forward(options: Any, inputs: Any, saving: bool) -> Sequence[Tensor]:
     """y and the last state; c after every step where a backward pass of diag_lstm_cifg may follow."""
-    steps, u = arrange(options, inputs), inputs.params.detach().to(wide(inputs.wx.dtype))
+    steps = arrange(inputs.wx, inputs[2:4], inputs.lengths, inputs.reset, options.reverse)
+    u = inputs.params.detach().to(steps.x.dtype)
     run, states = _chunks(options.cell)[0], [steps.x.new_zeros((*steps.x.shape[:2], u.shape[-1])) for _ in steps.start]
     if steps.x.numel():
         with torch.no_grad():
@@ -73,7 +73,8 @@ def backward(
     options: Any, inputs: Any, results: Sequence[Tensor], gradients: Sequence[Tensor], wanted: Sequence[bool]
 ) -> Sequence[Tensor | None]:
     """Gradients of wx, the parameters and the initial state."""
-    steps, u = arrange(options, inputs), inputs.params.detach().to(wide(inputs.wx.dtype))
+    steps = arrange(inputs.wx, inputs[2:4], inputs.lengths, inputs.reset, options.reverse)
+    u = inputs.params.detach().to(steps.x.dtype)
     new = [results[0].to(u.dtype), *results[3:]]
     d_y, *d_last = (g.to(u.dtype) for g in gradients)
     if options.reverse:

@@ -14,8 +14,8 @@ from torch import Tensor
 from recurra.kernels.elementwise_scan import doubling
 from recurra.kernels.elementwise_scan.reference import STEPS
 from recurra.kernels.elementwise_scan.slopes import SLOPES
-from recurra.kernels.elementwise_scan.steps import Steps, arrange
-from recurra.kernels.sequences import loop, wide
+from recurra.kernels.sequences import loop
+from recurra.kernels.steps import Steps, arrange, following
 
 # Of the carried dtype's epsilon: what rounding in one step can leave, with room for slopes above 1.
 TOLERANCE = 8
@@ -36,7 +36,8 @@ class Newton:
 
     def forward(self, options: Any, inputs: Any, saving: bool) -> Sequence[Tensor]:
         """y and the last state; c after every step where a backward pass of diag_lstm_cifg may follow."""
-        steps, u = arrange(options, inputs), inputs.params.to(wide(inputs.wx.dtype))
+        steps = arrange(inputs.wx, inputs[2:4], inputs.lengths, inputs.reset, options.reverse)
+        u = inputs.params.detach().to(steps.x.dtype)
         states, self.iterations = self._solve(options.cell, u, steps)
         rows = (self.iterations < 0).nonzero()[:, 0]
         if len(rows):
@@ -93,7 +94,8 @@ def backward(
     options: Any, inputs: Any, results: Sequence[Tensor], gradients: Sequence[Tensor], wanted: Sequence[bool]
 ) -> Sequence[Tensor | None]:
     """Gradients by one linear scan from the last step to the first with the transposed slopes: exact."""
-    steps, u = arrange(options, inputs), inputs.params.to(wide(inputs.wx.dtype))
+    steps = arrange(inputs.wx, inputs[2:4], inputs.lengths, inputs.reset, options.reverse)
+    u = inputs.params.detach().to(steps.x.dtype)
     trajectories = [results[0].to(u.dtype), *results[3:]]
     d_y, *d_last = (g.to(u.dtype) for g in gradients)
     if options.reverse:
@@ -103,7 +105,7 @@ def backward(
     given = steps.given(d_y, d_last)
     through = [[torch.where(steps.live & ~steps.fresh, j, 0) for j in row] for row in slopes.state]
     # The state after step t acts through the slopes of step t + 1.
-    later = [[_next(through[i][j]).flip(1) for i in count] for j in count]
+    later = [[following(through[i][j]).flip(1) for i in count] for j in count]
     adjoint = [s.flip(1) for s in doubling.linear(later, [g.flip(1) for g in given])]
     d_x = [doubling.total(a * d for a, d in zip(adjoint, row, strict=True)) for row in slopes.inputs]
     d_x = [torch.where(steps.live, d, 0) for d in d_x]
@@ -176,7 +178,3 @@ def _sequential(cell: str, u: Tensor, steps: Steps) -> list[Tensor]:
 
 def _largest(value: Tensor) -> Tensor:
     return value.abs().flatten(1).amax(1) if value.numel() else value.new_zeros(len(value))
-
-
-def _next(value: Tensor) -> Tensor:
-    return torch.cat([value[:, 1:], torch.zeros_like(value[:, :1])], 1)

@@ -5,9 +5,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from recurra.kernels.chunks import compiler_reason
 from recurra.kernels.kernel_op import Definition, KernelOp, training
 from recurra.kernels.linear_scan import reference
-from recurra.kernels.registry import Backend, cpu_kernel_reason, measured_costs
+from recurra.kernels.registry import Backend, cpu_kernel_reason, gpu_kernel_reason, measured_costs
 from recurra.kernels.sequences import FLOATS, check_dtype, check_sequence, wide
 
 
@@ -112,6 +113,12 @@ def _numba_supports(options: Options, inputs: Inputs) -> str | None:
     return cpu_kernel_reason(inputs.b)
 
 
+def _compiled_supports(options: Options, inputs: Inputs) -> str | None:
+    if inputs.b.is_complex():
+        return "torch.compile has no code for complex numbers; use numba or reference"
+    return compiler_reason(inputs.b)
+
+
 OP = KernelOp(
     "linear_scan",
     __name__,
@@ -119,5 +126,7 @@ OP = KernelOp(
     [
         Backend("reference", lambda o, i: None, lambda o, i: _cost("reference", o, i), reference.linear_scan),
         Backend("numba", _numba_supports, lambda o, i: _cost("numba", o, i)),
+        Backend("compiled", _compiled_supports, lambda o, i: _cost("compiled", o, i)),
+        Backend("triton", lambda o, i: gpu_kernel_reason(i.b), lambda o, i: _cost("triton", o, i)),
     ],
 )

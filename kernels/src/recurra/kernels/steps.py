@@ -1,7 +1,7 @@
 """Steps in the order in which they are taken: what padding, episode borders and direction come down to."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,7 +13,7 @@ class Steps(NamedTuple):
     """Sequences in the order in which their steps are taken, and where they begin, pause and end.
 
     Attributes:
-        x: (batch, time, [rows,] width), 0 in the padding.
+        x: (batch, time, ..., width), 0 in the padding.
         start: initial states, each (batch, width).
         live: (batch, time, 1), false in the padding.
         fresh: (batch, time, 1), true where a step starts from the initial state.
@@ -48,17 +48,23 @@ class Steps(NamedTuple):
         return Steps(x[rows], tuple(s[rows] for s in start), *(flag[rows] for flag in flags))
 
 
-def arrange(options: Any, inputs: Any) -> Steps:
-    """The sequences of a call as steps in the order in which they are taken."""
-    wx, _, h0, c0, lengths, reset = inputs
-    batch, length = wx.shape[:2]
-    kind, time = wide(wx.dtype), torch.arange(wx.shape[1], device=wx.device)
-    ends = torch.full((batch, 1), length, device=wx.device) if lengths is None else lengths[:, None]
+def arrange(
+    x: Tensor, start: Sequence[Tensor | None], lengths: Tensor | None, reset: Tensor | None, reverse: bool
+) -> Steps:
+    """The sequences x (batch, time, ...), and their borders, as steps in the order in which they are taken."""
+    batch, length = x.shape[:2]
+    kind, time = wide(x.dtype), torch.arange(x.shape[1], device=x.device)
+    ends = torch.full((batch, 1), length, device=x.device) if lengths is None else lengths[:, None]
     live, first, final = time < ends, (time == 0).expand(batch, length), time == ends - 1
-    if options.reverse:
+    if reverse:
         first, final = final, first & live
     fresh = live & (first if reset is None else first | reset)
-    x = torch.where(live.reshape(batch, length, *[1] * (wx.dim() - 2)), wx.to(kind), 0)
-    parts = [x, live[..., None], fresh[..., None], (final & live)[..., None]]
-    x, live, fresh, final = (p.flip(1) if options.reverse else p for p in parts)
-    return Steps(x, tuple(s.detach().to(kind) for s in (h0, c0) if s is not None), live, fresh, final)
+    shown = torch.where(live.reshape(batch, length, *[1] * (x.dim() - 2)), x.detach().to(kind), 0)
+    parts = [shown, live[..., None], fresh[..., None], (final & live)[..., None]]
+    shown, live, fresh, final = (p.flip(1) if reverse else p for p in parts)
+    return Steps(shown, tuple(s.detach().to(kind) for s in start if s is not None), live, fresh, final)
+
+
+def following(value: Tensor) -> Tensor:
+    """What belongs to the step after each, 0 at the last."""
+    return torch.cat([value[:, 1:], torch.zeros_like(value[:, :1])], 1)
