@@ -7,7 +7,7 @@ from torch import Tensor
 from recurra.kernels.chunks import compiler_reason
 from recurra.kernels.elementwise_scan import reference
 from recurra.kernels.kernel_op import Definition, KernelOp, training
-from recurra.kernels.registry import Backend, cpu_kernel_reason, measured_costs
+from recurra.kernels.registry import Backend, cpu_kernel_reason, gpu_kernel_reason, measured_costs
 from recurra.kernels.sequences import FLOATS, check_dtype, check_sequence, wide
 
 Cell = Literal["indrnn_relu", "indrnn_tanh", "indrnn_linear", "diag_gru", "diag_lstm_cifg"]
@@ -144,5 +144,6 @@ OP = KernelOp(
         Backend("numba", _numba_supports, lambda o, i: _cost("numba", o, i)),
         Backend("compiled", lambda o, i: compiler_reason(i.wx), lambda o, i: _cost("compiled", o, i)),
         Backend("parallel", lambda o, i: None, lambda o, i: _cost("parallel", o, i)),
+        Backend("triton", lambda o, i: gpu_kernel_reason(i.wx), lambda o, i: _cost("triton", o, i)),
     ],
 )
