@@ -90,7 +90,7 @@ def backward_kernel(  # type: ignore[no-untyped-def]
             fresh = live & (tl.load(reset + begin + t, mask=row_mask, other=0) != 0)
             known &= ~fresh
         old = select(known[:, None], old, start, KEPT)
-        d = (tiles[0].to(WIDE) + carried[0],) + carried[1:]  # noqa: RUF005
+        d = (tiles[0].to(WIDE) + carried[0],) + carried[1:]
         now = widened(new, KEPT, WIDE)
         if SAVED == 0:
             gate = now
@@ -102,7 +102,16 @@ def backward_kernel(  # type: ignore[no-untyped-def]
         none = tl.zeros((ROWS, OLD_TILE), dtype=WIDE)
         if BEFORE:
             candidate = candidate_back(gate, d, CELL)
-            through = multiplied(candidate, weights[GATES - 1], none, FACTOR, PRECISION)
+            if MODE == "held":
+                through = multiplied(candidate, weights[GATES - 1], none, FACTOR, PRECISION)
+            else:
+                last_out = places(begin + t, GATES, heads, head, units, NEW) + (GATES - 1) * heads * NEW
+                tl.store(dwx + last_out, tl.where(live[:, None], candidate, 0.0).to(kind), mask=mask)
+                barrier(arrivals + block, (2 * j + 1) * tl.num_programs(0))
+                through = shared_product(
+                    dwx, side, weights, begin + t, row_mask, heads, head, GATES - 1, GATES,
+                    GATES, NEW, ROWS, TILE, OLD_TILE, CHUNKS, SIDE, WIDE, FACTOR, PRECISION,
+                )  # fmt: skip
             grads, d_old = before_back(gate, old, d, candidate, through, CELL)
             last = candidate
         else:
@@ -118,7 +127,7 @@ def backward_kernel(  # type: ignore[no-untyped-def]
         if SIDE:
             last = tl.where(live[:, None], last, 0.0)
             tl.store(side + one, last.to(kind), mask=mask)
-            grads = grads[: GATES - 1] + (last,)  # noqa: RUF005
+            grads = grads[: GATES - 1] + (last,)
         if BEFORE:
             tl.store(held + one, tl.where(live[:, None], gate[0] * old[0], 0.0).to(kind), mask=mask)
         if PROJECTED:
@@ -129,14 +138,14 @@ def backward_kernel(  # type: ignore[no-untyped-def]
             for g in tl.static_range(GATES - 1 if BEFORE else GATES):
                 total = multiplied(grads[g], weights[g], total, FACTOR, PRECISION)
             # With a projection h has a width of its own and nothing else depends on it.
-            d_old = (total,) + d_old[1:] if PROJECTED else (d_old[0] + total,) + d_old[1:]  # noqa: RUF005
+            d_old = (total,) + d_old[1:] if PROJECTED else (d_old[0] + total,) + d_old[1:]
         elif MODE == "shared":
-            barrier(arrivals + block, (j + 1) * tl.num_programs(0))
+            barrier(arrivals + block, (j + 1) * (2 if BEFORE else 1) * tl.num_programs(0))
             total = shared_product(
-                dwx, side, weights, begin + t, row_mask, heads, head,
+                dwx, side, weights, begin + t, row_mask, heads, head, 0, GATES - 1 if BEFORE else GATES,
                 GATES, NEW, ROWS, TILE, OLD_TILE, CHUNKS, SIDE, WIDE, FACTOR, PRECISION,
             )  # fmt: skip
-            d_old = (d_old[0] + total,) + d_old[1:]  # noqa: RUF005
+            d_old = (d_old[0] + total,) + d_old[1:]
         if RESET:
             extra = sums(extra, keep(fresh[:, None], d_old, STATES), STATES)
             d_old = keep((~fresh)[:, None], d_old, STATES)
@@ -209,10 +218,10 @@ def load_backward(  # type: ignore[no-untyped-def]
         out = (load_matrix(r + head * NEW * OLD, units, NEW, old_units, OLD, OLD, 1),)
         for g in tl.static_range(1, GATES):
             matrix = r + (g * heads + head) * NEW * OLD
-            out = out + (load_matrix(matrix, units, NEW, old_units, OLD, OLD, 1),)  # noqa: RUF005
+            out = out + (load_matrix(matrix, units, NEW, old_units, OLD, OLD, 1),)
         if PROJECTED:
             matrix = projection + head * OLD * NEW
-            out = out + (load_matrix(matrix, old_units, OLD, units, NEW, NEW, 1),)  # noqa: RUF005
+            out = out + (load_matrix(matrix, old_units, OLD, units, NEW, NEW, 1),)
         return out
     elif MODE == "shared":
         each: tl.constexpr = CHUNKS // GATES
@@ -221,7 +230,7 @@ def load_backward(  # type: ignore[no-untyped-def]
         for k in tl.static_range(1, CHUNKS):
             line = (k % each) * OLD_TILE + lines
             matrix = r + (k // each * heads + head) * NEW * OLD
-            out = out + (load_matrix(matrix, line, NEW, units, OLD, OLD, 1),)  # noqa: RUF005
+            out = out + (load_matrix(matrix, line, NEW, units, OLD, OLD, 1),)
         return out
     else:
         return (0,)
@@ -229,14 +238,14 @@ def load_backward(  # type: ignore[no-untyped-def]
 
 @triton.jit
 def shared_product(  # type: ignore[no-untyped-def]
-    dwx, side, weights, when, row_mask, heads, head,
+    dwx, side, weights, when, row_mask, heads, head, FROM: tl.constexpr, TO: tl.constexpr,
     GATES: tl.constexpr, NEW: tl.constexpr, ROWS: tl.constexpr, TILE: tl.constexpr, OLD_TILE: tl.constexpr,
     CHUNKS: tl.constexpr, SIDE: tl.constexpr, WIDE: tl.constexpr, FACTOR: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """The gradient of the program's old units through the gates of all units, as the programs have stored them."""
+    """The gradient of the program's old units through gates FROM to TO of all units, as all programs stored them."""
     each: tl.constexpr = CHUNKS // GATES
     even, odd = tl.zeros((ROWS, TILE), dtype=WIDE), tl.zeros((ROWS, TILE), dtype=WIDE)
-    for k in tl.static_range(CHUNKS):
+    for k in tl.static_range(FROM * each, TO * each):
         line = (k % each) * OLD_TILE + tl.arange(0, OLD_TILE)
         mask = row_mask[:, None] & (line < NEW)[None, :]
         # Past the first-level cache, which does not see what other programs write.

@@ -27,7 +27,7 @@ from recurra.kernels.gpu_math import sigmoid
 # Numbers that differ from call to call and would otherwise each be compiled for.
 @triton.jit(do_not_specialize=["batch", "steps", "skipped", "first", "count"])  # type: ignore[misc, unused-ignore]
 def forward_kernel(  # type: ignore[no-untyped-def]
-    wx, r, bias, projection, h0, c0, n0, m0, lengths, reset, product, arrivals,
+    wx, r, bias, projection, h0, c0, n0, m0, lengths, reset, product, held, arrivals,
     y, h1, c1, n1, m1, gates, states,
     batch, steps, heads, skipped, first, count, wx_b, wx_t, wx_g, wx_n,
     CELL: tl.constexpr, GATES: tl.constexpr, BIASES: tl.constexpr, STATES: tl.constexpr, SAVED: tl.constexpr,
@@ -37,6 +37,8 @@ def forward_kernel(  # type: ignore[no-untyped-def]
     WIDE: tl.constexpr, FACTOR: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """`count` steps from step `first` on of ROWS sequences and TILE units of a head; MODE as in `triton_plan.Plan`."""
+    BEFORE: tl.constexpr = CELL == "gru_before" or CELL == "mgu"
+    EARLY: tl.constexpr = GATES - 1 if BEFORE else GATES
     part, block, blocks = tl.program_id(0), tl.program_id(1) + skipped, tl.cdiv(batch, ROWS)
     head = (block // blocks).to(tl.int64)
     rows = (block % blocks).to(tl.int64) * ROWS + tl.arange(0, ROWS)
@@ -54,7 +56,7 @@ def forward_kernel(  # type: ignore[no-untyped-def]
 
     weights = load_forward(
         r, projection, heads, head, part, units, old_units,
-        GATES, NEW, OLD, TILE, OLD_TILE, MODE, CHUNKS, PROJECTED,
+        GATES, EARLY, NEW, OLD, TILE, OLD_TILE, MODE, CHUNKS, PROJECTED,
     )  # fmt: skip
     biases = load_bias(bias, heads, head, units, BIASES, BIAS, NEW, WIDE)
     initial = load_state(h0, c0, n0, m0, h_at, h_mask, at, mask, STATES, WIDE)
@@ -81,15 +83,22 @@ def forward_kernel(  # type: ignore[no-untyped-def]
             u = (multiplied(old[0], weights[0], none, FACTOR, PRECISION),)
             for g in tl.static_range(1, GATES):
                 h = old[0]
-                if g == GATES - 1 and (CELL == "gru_before" or CELL == "mgu"):
+                if g == EARLY:
                     h = h * sigmoid(x[0] + u[0])
-                u = u + (multiplied(h, weights[g], none, FACTOR, PRECISION),)  # noqa: RUF005
+                u = u + (multiplied(h, weights[g], none, FACTOR, PRECISION),)
         elif MODE == "shared":
             before = begin + (t + 1 if REVERSE else t - 1)
             u = shared_product(
                 y, h0, weights, rows, before, known, row_mask, heads, head, kind,
-                GATES, OLD, ROWS, TILE, OLD_TILE, CHUNKS, WIDE, FACTOR, PRECISION,
+                EARLY, 0, OLD, ROWS, TILE, OLD_TILE, CHUNKS, WIDE, FACTOR, PRECISION,
             )  # fmt: skip
+            if BEFORE:
+                tl.store(held + at, (old[0] * sigmoid(x[0] + u[0])).to(kind), mask=mask)
+                barrier(arrivals + block, (2 * (i - first) + 1) * tl.num_programs(0))
+                u = u + shared_product(
+                    held, h0, weights, rows, rows, row_mask, row_mask, heads, head, kind,
+                    1, CHUNKS, OLD, ROWS, TILE, OLD_TILE, CHUNKS, WIDE, FACTOR, PRECISION,
+                )  # fmt: skip
         else:
             p_at = ((head * batch + rows) * GATES)[:, None] * NEW + units[None, :]
             u = widened(load_rows(product, p_at, mask, NEW, GATES), GATES, WIDE)
@@ -113,54 +122,63 @@ def forward_kernel(  # type: ignore[no-untyped-def]
         # Nested: together they would be a condition of the running program.
         if MODE == "shared":  # noqa: SIM102
             if i + 1 < first + count:
-                barrier(arrivals + block, (i + 1 - first) * tl.num_programs(0))
+                barrier(arrivals + block, (i + 1 - first) * (2 if BEFORE else 1) * tl.num_programs(0))
     store_state(h1, c1, n1, m1, h_at, h_mask, at, mask, state, STATES)
 
 
 @triton.jit
 def load_forward(  # type: ignore[no-untyped-def]
     r, projection, heads, head, part, units, old_units,
-    GATES: tl.constexpr, NEW: tl.constexpr, OLD: tl.constexpr, TILE: tl.constexpr, OLD_TILE: tl.constexpr,
-    MODE: tl.constexpr, CHUNKS: tl.constexpr, PROJECTED: tl.constexpr,
+    GATES: tl.constexpr, EARLY: tl.constexpr, NEW: tl.constexpr, OLD: tl.constexpr, TILE: tl.constexpr,
+    OLD_TILE: tl.constexpr, MODE: tl.constexpr, CHUNKS: tl.constexpr, PROJECTED: tl.constexpr,
 ):  # fmt: skip
     """What h is multiplied by.
 
     "held": a matrix (old, new) for each gate, then that of the projection. "shared": for each chunk of old units, the
-    matrices of all gates side by side. "given": nothing.
+    matrices of the EARLY gates side by side, then those of a candidate that waits for them. "given": nothing.
     """
     if MODE == "held":
         out = (load_matrix(r + head * NEW * OLD, old_units, OLD, units, NEW, 1, OLD),)
         for g in tl.static_range(1, GATES):
             matrix = r + (g * heads + head) * NEW * OLD
-            out = out + (load_matrix(matrix, old_units, OLD, units, NEW, 1, OLD),)  # noqa: RUF005
+            out = out + (load_matrix(matrix, old_units, OLD, units, NEW, 1, OLD),)
         if PROJECTED:
             matrix = projection + head * OLD * NEW
-            out = out + (load_matrix(matrix, units, NEW, old_units, OLD, 1, NEW),)  # noqa: RUF005
+            out = out + (load_matrix(matrix, units, NEW, old_units, OLD, 1, NEW),)
         return out
     elif MODE == "shared":
-        side: tl.constexpr = 4 if GATES == 3 else GATES
-        column = tl.arange(0, side * TILE)
-        gate, unit = column // TILE, part * TILE + column % TILE
-        mask = ((unit < NEW) & (gate < GATES))[None, :]
-        at = ((gate * heads + head) * NEW + unit)[None, :] * OLD
-        old = tl.arange(0, OLD_TILE)[:, None]
-        out = (tl.load(r + at + old, mask=mask & (old < OLD), other=0.0),)
+        out = (load_chunk(r, heads, head, part, 0, 0, EARLY, NEW, OLD, TILE, OLD_TILE),)
         for k in tl.static_range(1, CHUNKS):
-            line = k * OLD_TILE + old
-            out = out + (tl.load(r + at + line, mask=mask & (line < OLD), other=0.0),)  # noqa: RUF005
+            out = out + (load_chunk(r, heads, head, part, k, 0, EARLY, NEW, OLD, TILE, OLD_TILE),)
+        for k in tl.static_range(CHUNKS if EARLY < GATES else 0):
+            out = out + (load_chunk(r, heads, head, part, k, EARLY, 1, NEW, OLD, TILE, OLD_TILE),)
         return out
     else:
         return (0,)
 
 
 @triton.jit
+def load_chunk(  # type: ignore[no-untyped-def]
+    r, heads, head, part, k, first, COUNT: tl.constexpr, NEW: tl.constexpr, OLD: tl.constexpr, TILE: tl.constexpr,
+    OLD_TILE: tl.constexpr,
+):  # fmt: skip
+    """The k-th chunk of old units of COUNT gates from `first` on, side by side, padded to a power of two."""
+    side: tl.constexpr = 4 if COUNT == 3 else COUNT
+    column = tl.arange(0, side * TILE)
+    gate, unit = column // TILE, part * TILE + column % TILE
+    old = k * OLD_TILE + tl.arange(0, OLD_TILE)[:, None]
+    mask = ((unit < NEW) & (gate < COUNT))[None, :] & (old < OLD)
+    return tl.load(r + (((first + gate) * heads + head) * NEW + unit)[None, :] * OLD + old, mask=mask, other=0.0)
+
+
+@triton.jit
 def shared_product(  # type: ignore[no-untyped-def]
     y, h0, weights, rows, before, known, row_mask, heads, head, kind,
-    GATES: tl.constexpr, OLD: tl.constexpr, ROWS: tl.constexpr, TILE: tl.constexpr, OLD_TILE: tl.constexpr,
-    CHUNKS: tl.constexpr, WIDE: tl.constexpr, FACTOR: tl.constexpr, PRECISION: tl.constexpr,
+    COUNT: tl.constexpr, WEIGHT: tl.constexpr, OLD: tl.constexpr, ROWS: tl.constexpr, TILE: tl.constexpr,
+    OLD_TILE: tl.constexpr, CHUNKS: tl.constexpr, WIDE: tl.constexpr, FACTOR: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """U h of every gate, h read from y where it is `known` there, else from the initial state."""
-    side: tl.constexpr = 4 if GATES == 3 else GATES
+    """U h of COUNT gates, whose chunks are `weights` from WEIGHT on; h from y where `known`, else the initial state."""
+    side: tl.constexpr = 4 if COUNT == 3 else COUNT
     even = tl.zeros((ROWS, side * TILE), dtype=WIDE)
     odd = tl.zeros((ROWS, side * TILE), dtype=WIDE)
     y_at, h_at = (before * heads + head)[:, None] * OLD, (rows * heads + head)[:, None] * OLD
@@ -172,7 +190,7 @@ def shared_product(  # type: ignore[no-untyped-def]
         start = tl.load(h0 + h_at + old, mask=(row_mask & ~known)[:, None] & inside, other=0.0).to(kind)
         # Two chains of matrix instructions, each of half the length.
         if k % 2 == 0:
-            even = multiplied(h + start, weights[k], even, FACTOR, PRECISION)
+            even = multiplied(h + start, weights[WEIGHT + k], even, FACTOR, PRECISION)
         else:
-            odd = multiplied(h + start, weights[k], odd, FACTOR, PRECISION)
+            odd = multiplied(h + start, weights[WEIGHT + k], odd, FACTOR, PRECISION)
     return apart(even + odd, ROWS, TILE, side)

@@ -79,6 +79,8 @@ def forward_arguments(options: Any, inputs: Any, plan: Plan, results: list[Tenso
     gates, states = kept(options, results, saving)
     return shared_arguments(options, inputs, plan) | {
         "y": y, **dict(zip(("h1", "c1", "n1", "m1"), padded(last), strict=True)),
+        # h times a gate, on its way between programs.
+        "held": torch.empty_like(y[:, 0] if y.shape[1] else inputs.h, dtype=y.dtype),
         "gates": y if gates is None else gates, "states": y if states is None else states,
         "GATES_KEPT": gates is not None, "STATES_KEPT": states is not None,
     }  # fmt: skip

@@ -6,8 +6,8 @@ import torch
 
 from recurra.kernels.registry import gpu_kernel_reason
 
-# Bytes of shared memory that a program's weights may take; 227 KB is what Hopper gives, the rest stages tiles.
-WEIGHTS = 160 * 1024
+# Bytes of shared memory that a program's weights may take, and that its tiles take besides.
+WEIGHTS, STAGING = 160 * 1024, 24 * 1024
 # Programs that are on the device at the same time, where it cannot be asked: the multiprocessors of an H100.
 PROGRAMS = 132
 # Rows of a program: those of a matrix instruction.
@@ -44,29 +44,38 @@ def plan(options: Any, inputs: Any, *, back: bool = False) -> Plan:
     """The layout for these arguments, forward or back."""
     batch, _, _, heads, new = inputs.wx.shape
     programs, blocks = programs_of(inputs.wx.device), heads * -(-batch // ROWS)
-    if _held(inputs) <= WEIGHTS:
+    if _held(inputs) <= room(inputs.wx.device):
         tile, old_tile = power(new), power(inputs.r.shape[3])
         # Few programs: each has the multiprocessor to itself, and more warps shorten the product.
         warps = 8 if tile >= 64 and blocks <= programs else 4
         return Plan("held", ROWS, tile, old_tile, 1, 1, min(warps, tile // 8))
-    return _shared(inputs, back, blocks, programs) or Plan("given", ROWS, 64, 64, 1, -(-new // 64), 4)
+    return _shared(options, inputs, back, blocks) or Plan("given", ROWS, 64, 64, 1, -(-new // 64), 4)
 
 
 def unserved(options: Any, inputs: Any) -> str | None:
     """Why these kernels cannot serve a call; None if they can."""
     reason = gpu_kernel_reason(inputs.wx)
-    if reason is not None or _held(inputs) <= WEIGHTS:
+    if reason is not None or _held(inputs) <= room(inputs.wx.device):
         return reason
     width = inputs.wx.shape[-1]
-    if options.cell in BEFORE or inputs.projection is not None:
-        what = "a projection" if inputs.projection is not None else options.cell
-        return f"heads of {width} units with {what} need more memory than a program has"
+    if inputs.projection is not None:
+        return f"heads of {width} units with a projection are more than a program holds"
+    if options.cell in BEFORE and None in (_shared(options, inputs, back, 1) for back in (False, True)):
+        return f"heads of {width} units of {options.cell} are more than all programs together hold"
     return f"heads of {width} units are more than {WIDEST}" if width > WIDEST else None
 
 
 def programs_of(device: torch.device) -> int:
     """Programs that surely run at the same time: one a multiprocessor."""
     return int(torch.cuda.get_device_properties(device).multi_processor_count) if device.type == "cuda" else PROGRAMS
+
+
+def room(device: torch.device) -> int:
+    """Bytes that a program's weights may take."""
+    if device.type != "cuda":
+        return WEIGHTS
+    most = getattr(torch.cuda.get_device_properties(device), "shared_memory_per_block_optin", WEIGHTS + STAGING)
+    return min(WEIGHTS, int(most) - STAGING)
 
 
 def power(n: int) -> int:
@@ -84,18 +93,19 @@ def _held(inputs: Any) -> int:
     return int(matrices * power(inputs.wx.shape[-1]) * power(inputs.r.shape[3]) * _size(inputs))
 
 
-def _shared(inputs: Any, back: bool, blocks: int, programs: int) -> Plan | None:
+def _shared(options: Any, inputs: Any, back: bool, blocks: int) -> Plan | None:
     if inputs.wx.dtype == torch.float64:
         return None
     _, _, gates, _, new = inputs.wx.shape
+    programs, most = programs_of(inputs.wx.device), room(inputs.wx.device)
     size, chunk = _size(inputs), 128 if inputs.wx.element_size() == 2 else 64
     chunks = -(-new // chunk) * (gates if back else 1)
-    # Forward the gates lie side by side, padded to a power of two.
-    side = 1 if back else {1: 1, 2: 2, 3: 4, 4: 4}[gates]
+    # Forward the gates lie side by side, padded to a power of two; a candidate that waits for them lies apart.
+    side = 1 if back else 4 if gates == 3 and options.cell not in BEFORE else gates
     fitting = [
         Plan("shared", ROWS, tile, chunk, chunks, -(-new // tile), 8 if side * tile > 64 else 4)
         for tile in (16, 32, 64)
-        if chunks * chunk * side * tile * size <= WEIGHTS and -(-new // tile) <= programs
+        if chunks * chunk * side * tile * size <= most and -(-new // tile) <= programs
     ]
     if not fitting:
         return None

@@ -9,7 +9,7 @@ def load_rows(pointer, at, mask, stride, COUNT: tl.constexpr):  # type: ignore[n
     """COUNT tiles, `stride` apart, in the dtype of the memory."""
     tiles = (tl.load(pointer + at, mask=mask, other=0.0),)
     for k in tl.static_range(1, COUNT):
-        tiles = tiles + (tl.load(pointer + k * stride + at, mask=mask, other=0.0),)  # noqa: RUF005
+        tiles = tiles + (tl.load(pointer + k * stride + at, mask=mask, other=0.0),)
     return tiles
 
 
@@ -25,7 +25,7 @@ def select(where, tiles, others, COUNT: tl.constexpr):  # type: ignore[no-untype
     """A tile of the first where true, of the second elsewhere."""
     out = (tl.where(where, tiles[0], others[0]),)
     for k in tl.static_range(1, COUNT):
-        out = out + (tl.where(where, tiles[k], others[k]),)  # noqa: RUF005
+        out = out + (tl.where(where, tiles[k], others[k]),)
     return out
 
 
@@ -34,7 +34,7 @@ def keep(where, tiles, COUNT: tl.constexpr):  # type: ignore[no-untyped-def]
     """A tile where true, zero elsewhere."""
     out = (tl.where(where, tiles[0], 0.0),)
     for k in tl.static_range(1, COUNT):
-        out = out + (tl.where(where, tiles[k], 0.0),)  # noqa: RUF005
+        out = out + (tl.where(where, tiles[k], 0.0),)
     return out
 
 
@@ -43,7 +43,7 @@ def sums(tiles, others, COUNT: tl.constexpr):  # type: ignore[no-untyped-def]
     """Tile by tile, in the dtype of the wider."""
     out = (tiles[0] + others[0],)
     for k in tl.static_range(1, COUNT):
-        out = out + (tiles[k] + others[k],)  # noqa: RUF005
+        out = out + (tiles[k] + others[k],)
     return out
 
 
@@ -52,7 +52,7 @@ def widened(tiles, COUNT: tl.constexpr, WIDE: tl.constexpr):  # type: ignore[no-
     """The tiles in the dtype of the arithmetic."""
     out = (tiles[0].to(WIDE),)
     for k in tl.static_range(1, COUNT):
-        out = out + (tiles[k].to(WIDE),)  # noqa: RUF005
+        out = out + (tiles[k].to(WIDE),)
     return out
 
 
@@ -61,10 +61,10 @@ def load_state(h, c, n, m, h_at, h_mask, at, mask, STATES: tl.constexpr, WIDE: t
     """(h,), (h, c) or (h, c, n, m)."""
     out = (tl.load(h + h_at, mask=h_mask, other=0.0).to(WIDE),)
     if STATES > 1:
-        out = out + (tl.load(c + at, mask=mask, other=0.0).to(WIDE),)  # noqa: RUF005
+        out = out + (tl.load(c + at, mask=mask, other=0.0).to(WIDE),)
     if STATES > 2:
-        out = out + (tl.load(n + at, mask=mask, other=0.0).to(WIDE),)  # noqa: RUF005
-        out = out + (tl.load(m + at, mask=mask, other=0.0).to(WIDE),)  # noqa: RUF005
+        out = out + (tl.load(n + at, mask=mask, other=0.0).to(WIDE),)
+        out = out + (tl.load(m + at, mask=mask, other=0.0).to(WIDE),)
     return out
 
 
