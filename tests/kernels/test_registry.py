@@ -118,16 +118,13 @@ def test_costs_are_data_for_every_backend_and_cell():
         assert {"how", "reference", "numba"} <= set(table)
 
 
-def test_importing_is_quick_and_needs_torch_alone():
+def test_importing_needs_torch_alone_and_no_compiler():
+    # How long it takes is measured by `tools/bench import`.
     code = """
-import torch, sys, time
+import torch, sys
 before = set(sys.modules)
-start = time.perf_counter()
 import recurra.kernels
-seconds = time.perf_counter() - start
-loaded = set(sys.modules) - before
-assert not {"numba", "triton", "llvmlite"} & loaded, loaded
-print(seconds)
+loaded = {".".join(name.split(".")[:2]) for name in set(sys.modules) - before}
+print(sorted(loaded & {"torch._dynamo", "torch._inductor", "numba", "llvmlite", "triton", "recurra.core"}))
 """
-    runs = [float(subprocess.check_output([sys.executable, "-c", code])) for _ in range(3)]
-    assert min(runs) < 0.15
+    assert subprocess.check_output([sys.executable, "-c", code], text=True) == "[]\n"

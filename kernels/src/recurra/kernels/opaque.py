@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import operator
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,9 @@ if TYPE_CHECKING:
 def encode(options: Sequence[Any], inputs: Sequence[Tensor | None]) -> str:
     """Options, and which inputs are there, as a custom operation can take them."""
     present = "".join(["0" if t is None else "1" for t in inputs])
-    return ",".join([str(value) for value in options] + [present])
+    # A tracer that leaves an integer open is made to settle it: an option is no size.
+    texts = [str(value) if isinstance(value, (str, bool)) else str(operator.index(value)) for value in options]
+    return ",".join([*texts, present])
 
 
 @functools.cache
