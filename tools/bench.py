@@ -177,7 +177,7 @@ def report(names: list[str], device: str) -> None:
                 flush=True,
             )
         write(BENCH / f"{case.group}.csv", name, device, rows)
-    goals.write()
+        goals.write()
     if failed:
         raise SystemExit("bench: " + "; ".join(failed))
 
