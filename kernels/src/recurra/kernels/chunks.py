@@ -18,8 +18,8 @@ CHUNK = 50
 def compiled(function: Callable[..., Any], name: str, **names: Any) -> Callable[..., Any]:
     """The function through torch.compile, its global names replaced by those given.
 
-    Sizes are symbolic: it is compiled once for all sizes above 1 and again where one of them is 1. A code object of its
-    own keeps the compiler's limit of recompilations apart from that of its siblings.
+    Batch and width are symbolic: it is compiled once for all above 1, again where one of them is 1 and where they are
+    equal. A code object of its own keeps the compiler's limit of recompilations apart from that of its siblings.
     """
     code = function.__code__.replace(co_name=name)
     copy = FunctionType(code, {**function.__globals__, **names}, name)
@@ -61,6 +61,13 @@ def in_chunks(
 
 
 def _pieces(x: Tensor) -> list[Tensor]:
-    *whole, last = torch.split(x, CHUNK, 1)
-    missing = last.new_zeros((last.shape[0], CHUNK - last.shape[1], *last.shape[2:]))
-    return [*whole, torch.cat([last, missing], 1)]
+    # Copies, all laid out alike, with the number of steps marked as fixed: for another layout, or where the width
+    # happens to be CHUNK, the compiler would make a program of its own.
+    steps, pieces = x.shape[1], []
+    for first in range(0, steps, CHUNK):
+        piece = x.new_zeros((x.shape[0], CHUNK, *x.shape[2:]))
+        part = x.detach()[:, first : first + CHUNK]
+        piece[:, : part.shape[1]] = part
+        torch._dynamo.mark_static(piece, 1)
+        pieces.append(piece)
+    return pieces

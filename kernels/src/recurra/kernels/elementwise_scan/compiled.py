@@ -49,19 +49,22 @@ def _backward_chunk(carried: Any, u: Tensor, x: Tensor, fresh: Tensor, *trajecto
 
 
 @functools.cache
-def _chunks(cell: str) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    forward_chunk = compiled(_forward_chunk, f"{cell}_forward_chunk", STEP=STEPS[cell])
-    return forward_chunk, compiled(_backward_chunk, f"{cell}_backward_chunk", SLOPE=SLOPES[cell])
+def _chunks(cell: str, dtype: torch.dtype) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    forward_chunk = compiled(_forward_chunk, f"{cell}_forward_{dtype}", STEP=STEPS[cell])
+    return forward_chunk, compiled(_backward_chunk, f"{cell}_backward_{dtype}", SLOPE=SLOPES[cell])
 
 
 def forward(options: Any, inputs: Any, saving: bool) -> Sequence[Tensor]:
     """y and the last state; c after every step where a backward pass of diag_lstm_cifg may follow."""
     steps = arrange(inputs.wx, inputs[2:4], inputs.lengths, inputs.reset, options.reverse)
     u = inputs.params.detach().to(steps.x.dtype)
-    run, states = _chunks(options.cell)[0], [steps.x.new_zeros((*steps.x.shape[:2], u.shape[-1])) for _ in steps.start]
+    states = [steps.x.new_zeros((*steps.x.shape[:2], u.shape[-1])) for _ in steps.start]
     if steps.x.numel():
+        run = _chunks(options.cell, u.dtype)[0]
         with torch.no_grad():
-            states, _ = in_chunks(lambda s, *xs: run(s, steps.start, u, *xs), steps.start, (steps.x, steps.fresh))
+            # A copy: given one tensor twice, the compiler would make a program for that alone.
+            first = tuple(s.clone() for s in steps.start)
+            states, _ = in_chunks(lambda s, *xs: run(s, steps.start, u, *xs), first, (steps.x, steps.fresh))
     if inputs.lengths is not None:
         states = [torch.where(steps.live, s, 0) for s in states]
     last = steps.last(states)
@@ -79,13 +82,13 @@ def backward(
     d_y, *d_last = (g.to(u.dtype) for g in gradients)
     if options.reverse:
         new, d_y = [s.flip(1) for s in new], d_y.flip(1)
-    zero = [torch.zeros_like(s) for s in steps.start]
-    d_wx, d_start = torch.zeros_like(steps.x), zero
-    d_u = [torch.zeros_like(zero[0]) for _ in range(u.numel() // max(u.shape[-1], 1))]
+    d_wx, d_start = torch.zeros_like(steps.x), [torch.zeros_like(s) for s in steps.start]
+    d_u = [torch.zeros_like(d_start[0]) for _ in range(u.numel() // max(u.shape[-1], 1))]
     if steps.x.numel():
-        run = _chunks(options.cell)[1]
+        run = _chunks(options.cell, u.dtype)[1]
         xs = steps.x, steps.fresh, *steps.before(new), *new, *steps.given(d_y, d_last)
-        (d_wx,), (_, d_start, d_u) = in_chunks(lambda s, *p: run(s, u, *p), (zero, zero, d_u), xs, backwards=True)
+        carried = [torch.zeros_like(s) for s in steps.start], d_start, d_u
+        (d_wx,), (_, d_start, d_u) = in_chunks(lambda s, *p: run(s, u, *p), carried, xs, backwards=True)
     d_start = [torch.where(~steps.live.any(1), d, s) for d, s in zip(d_last, d_start, strict=True)]
     d_wx = d_wx.flip(1) if options.reverse else d_wx
     d_params = torch.stack([d.sum(0) for d in d_u]).reshape(inputs.params.shape)

@@ -20,14 +20,16 @@ def _chunk(state: Tensor, start: Tensor, a: Tensor, b: Tensor, fresh: Tensor) ->
 
 
 @functools.cache
-def _run() -> Callable[..., Any]:
-    return compiled(_chunk, "linear_chunk")
+def _run(dtype: torch.dtype) -> Callable[..., Any]:
+    return compiled(_chunk, f"linear_chunk_{dtype}")
 
 
 def _scan(start: Tensor, a: Tensor, b: Tensor, fresh: Tensor) -> Tensor:
     if not b.numel():
         return b
-    (h,), _ = in_chunks(lambda state, *xs: _run()(state, start, *xs), start, (a, b, fresh))
+    run = _run(b.dtype)
+    # A copy: given one tensor twice, the compiler would make a program for that alone.
+    (h,), _ = in_chunks(lambda state, *xs: run(state, start, *xs), start.clone(), (a, b, fresh))
     return h
 
 
