@@ -5,18 +5,20 @@ import triton.language as tl  # type: ignore[import-not-found, import-untyped, u
 
 from recurra.kernels.gated_scan.triton_cells import before_back, candidate_back, cell_back, cell_step
 from recurra.kernels.gated_scan.triton_tiles import (
+    apart,
     barrier,
     keep,
-    load_bias,
     load_matrix,
     load_rows,
     load_state,
+    load_wide_bias,
     multiplied,
     places,
     select,
-    store_rows,
+    slots,
     store_state,
     sums,
+    together,
     widened,
     within,
 )
@@ -33,7 +35,7 @@ def backward_kernel(  # type: ignore[no-untyped-def]
     NEW: tl.constexpr, OLD: tl.constexpr, ROWS: tl.constexpr, TILE: tl.constexpr, OLD_TILE: tl.constexpr,
     MODE: tl.constexpr, CHUNKS: tl.constexpr, BIAS: tl.constexpr, LENGTHS: tl.constexpr, RESET: tl.constexpr,
     REVERSE: tl.constexpr, PROJECTED: tl.constexpr, RECOMPUTE: tl.constexpr,
-    WIDE: tl.constexpr, FACTOR: tl.constexpr, PRECISION: tl.constexpr,
+    SLOTS: tl.constexpr, WIDE: tl.constexpr, FACTOR: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """The way back through steps `first` to `first + count` of ROWS sequences and TILE units of a head.
 
@@ -41,8 +43,10 @@ def backward_kernel(  # type: ignore[no-untyped-def]
     gather that of the initial state at resets. `product` is U h of these steps, of which RECOMPUTE makes the gates.
     """
     KEPT: tl.constexpr = STATES - 1 if STATES > 1 else 1
-    SIDE: tl.constexpr = CELL == "gru" or CELL == "mgu_after"
+    APART: tl.constexpr = CELL == "gru" or CELL == "mgu_after"
     BEFORE: tl.constexpr = CELL == "gru_before" or CELL == "mgu"
+    EARLY: tl.constexpr = GATES - 1 if BEFORE else GATES
+    SIDE: tl.constexpr = 4 if SAVED == 3 else SAVED
     part, block, blocks = tl.program_id(0), tl.program_id(1) + skipped, tl.cdiv(batch, ROWS)
     head = (block // blocks).to(tl.int64)
     rows = (block % blocks).to(tl.int64) * ROWS + tl.arange(0, ROWS)
@@ -53,26 +57,28 @@ def backward_kernel(  # type: ignore[no-untyped-def]
     mask = row_mask[:, None] & (units < NEW)[None, :]
     h_mask = row_mask[:, None] & (old_units < OLD)[None, :]
     at, h_at = places(rows, 1, heads, head, units, NEW), places(rows, 1, heads, head, old_units, OLD)
-    x_at = (rows * wx_b + head * wx_n)[:, None] + units[None, :]
+    slot, unit, gate_of, given = slots(part, GATES, GATES, APART, TILE, SLOTS)
+    x_at = (rows * wx_b + head * wx_n)[:, None] + (gate_of.to(tl.int64) * wx_g + unit)[None, :]
     low = steps - first - count if REVERSE else first
-    p_at = ((head * batch + rows) * count - low)[:, None] * (GATES * NEW) + units[None, :]
+    p_at = ((head * batch + rows) * count - low)[:, None] * (GATES * NEW) + (slot * NEW + unit)[None, :]
     begin = rows * steps
     kind = dwx.dtype.element_ty
 
     weights = load_backward(
         r, projection, heads, head, units, old_units,
-        GATES, NEW, OLD, TILE, OLD_TILE, MODE, CHUNKS, PROJECTED,
+        GATES, EARLY, SLOTS, NEW, OLD, TILE, OLD_TILE, MODE, CHUNKS, PROJECTED,
     )  # fmt: skip
-    biases = load_bias(bias, heads, head, units, BIASES, BIAS, NEW, WIDE)
+    biases = load_wide_bias(bias, heads, head, slot, unit, gate_of, given, GATES, BIASES, BIAS, NEW, WIDE)
     initial = load_state(h0, c0, n0, m0, h_at, h_mask, at, mask, STATES, WIDE)
     start = initial[1:] if STATES > 1 else initial
     carried = load_state(dh, dc, dn, dm, h_at, h_mask, at, mask, STATES, WIDE)
     extra = load_state(eh, ec, en, em, h_at, h_mask, at, mask, STATES, WIDE) if RESET else carried
     place = (begin, length, heads, head, units, old_units)
+    wide = (part, slot, unit, given, x_at, p_at)
     back: tl.constexpr = 1 if REVERSE else -1
     t = head * 0 + (low if REVERSE else first + count - 1)
     ahead = load_step(
-        dy, gates, wx, product, t, place, x_at, p_at, wx_t, wx_g, GATES, SAVED, NEW, OLD, RECOMPUTE
+        dy, gates, wx, product, t, place, wide, wx_t, GATES, SAVED, NEW, OLD, TILE, SIDE, RECOMPUTE
     )  # fmt: skip
     new = load_kept(y, states, t, place, STATES, NEW, OLD)
     before = load_kept(y, states, t + back, place, STATES, NEW, OLD)
@@ -83,7 +89,7 @@ def backward_kernel(  # type: ignore[no-untyped-def]
         after = before
         # Loaded a step ahead: nothing of it waits for the gradient.
         ahead = load_step(
-            dy, gates, wx, product, t + back, place, x_at, p_at, wx_t, wx_g, GATES, SAVED, NEW, OLD, RECOMPUTE
+            dy, gates, wx, product, t + back, place, wide, wx_t, GATES, SAVED, NEW, OLD, TILE, SIDE, RECOMPUTE
         )  # fmt: skip
         before = load_kept(y, states, t + 2 * back, place, STATES, NEW, OLD)
         if RESET:
@@ -95,22 +101,24 @@ def backward_kernel(  # type: ignore[no-untyped-def]
         if SAVED == 0:
             gate = now
         elif RECOMPUTE:
-            gate = gates_again(tiles, biases, old, CELL, GATES, STATES, WIDE)
+            p = apart(tiles[1].to(WIDE) + biases + tiles[2].to(WIDE), ROWS, TILE, SLOTS)
+            # No gate depends on h itself where there are other states, which `old` is without h.
+            _, gate = cell_step(p, old[:1] + old if STATES > 1 else old, CELL)
         else:
-            gate = widened(tiles[1:], SAVED, WIDE)
+            gate = widened(apart(tiles[1], ROWS, TILE, SIDE), SIDE, WIDE)
 
         none = tl.zeros((ROWS, OLD_TILE), dtype=WIDE)
         if BEFORE:
             candidate = candidate_back(gate, d, CELL)
             if MODE == "held":
-                through = multiplied(candidate, weights[GATES - 1], none, FACTOR, PRECISION)
+                through = multiplied(candidate, weights[1], none, FACTOR, PRECISION)
             else:
                 last_out = places(begin + t, GATES, heads, head, units, NEW) + (GATES - 1) * heads * NEW
                 tl.store(dwx + last_out, tl.where(live[:, None], candidate, 0.0).to(kind), mask=mask)
                 barrier(arrivals + block, (2 * j + 1) * tl.num_programs(0))
                 through = shared_product(
                     dwx, side, weights, begin + t, row_mask, heads, head, GATES - 1, GATES,
-                    GATES, NEW, ROWS, TILE, OLD_TILE, CHUNKS, SIDE, WIDE, FACTOR, PRECISION,
+                    GATES, NEW, ROWS, TILE, OLD_TILE, CHUNKS, APART, WIDE, FACTOR, PRECISION,
                 )  # fmt: skip
             grads, d_old = before_back(gate, old, d, candidate, through, CELL)
             last = candidate
@@ -118,32 +126,33 @@ def backward_kernel(  # type: ignore[no-untyped-def]
             if PROJECTED:
                 s_at = places(begin + t, 1, heads, head, old_units, OLD)
                 tl.store(side + s_at, tl.where(live[:, None], d[0], 0.0).to(kind), mask=h_mask)
-                d = (multiplied(d[0], weights[GATES], tl.zeros((ROWS, TILE), dtype=WIDE), FACTOR, PRECISION), d[1])
+                d = (multiplied(d[0], weights[1], tl.zeros((ROWS, TILE), dtype=WIDE), FACTOR, PRECISION), d[1])
             grads, last, d_old = cell_back(gate, old, now, d, CELL)
-        x_out = places(begin + t, GATES, heads, head, units, NEW)
         grads = keep(live[:, None], grads, GATES)
-        store_rows(dwx, x_out, mask, heads * NEW, grads, GATES)
+        if APART:
+            grads = grads[: GATES - 1] + (tl.where(live[:, None], last, 0.0), grads[GATES - 1])
+        total = together(grads, ROWS, TILE, GATES + 1 if APART else GATES).to(kind)
+        inside = row_mask[:, None] & (unit < NEW)[None, :]
+        x_out = ((begin + t) * GATES * heads + head)[:, None] * NEW + (gate_of * heads * NEW + unit)[None, :]
+        tl.store(dwx + x_out, total, mask=inside & given[None, :])
+        if APART:
+            side_out = ((begin + t) * heads + head)[:, None] * NEW + unit[None, :]
+            tl.store(side + side_out, total, mask=inside & (slot == GATES - 1)[None, :])
         one = places(begin + t, 1, heads, head, units, NEW)
-        if SIDE:
-            last = tl.where(live[:, None], last, 0.0)
-            tl.store(side + one, last.to(kind), mask=mask)
-            grads = grads[: GATES - 1] + (last,)
         if BEFORE:
             tl.store(held + one, tl.where(live[:, None], gate[0] * old[0], 0.0).to(kind), mask=mask)
         if PROJECTED:
             tl.store(held + one, tl.where(live[:, None], gate[3] * tanh(now[0]), 0.0).to(kind), mask=mask)
 
         if MODE == "held":
-            total = none
-            for g in tl.static_range(GATES - 1 if BEFORE else GATES):
-                total = multiplied(grads[g], weights[g], total, FACTOR, PRECISION)
+            total = multiplied(total, weights[0], none, FACTOR, PRECISION)
             # With a projection h has a width of its own and nothing else depends on it.
             d_old = (total,) + d_old[1:] if PROJECTED else (d_old[0] + total,) + d_old[1:]
         elif MODE == "shared":
             barrier(arrivals + block, (j + 1) * (2 if BEFORE else 1) * tl.num_programs(0))
             total = shared_product(
                 dwx, side, weights, begin + t, row_mask, heads, head, 0, GATES - 1 if BEFORE else GATES,
-                GATES, NEW, ROWS, TILE, OLD_TILE, CHUNKS, SIDE, WIDE, FACTOR, PRECISION,
+                GATES, NEW, ROWS, TILE, OLD_TILE, CHUNKS, APART, WIDE, FACTOR, PRECISION,
             )  # fmt: skip
             d_old = (d_old[0] + total,) + d_old[1:]
         if RESET:
@@ -155,20 +164,6 @@ def backward_kernel(  # type: ignore[no-untyped-def]
     store_state(dh, dc, dn, dm, h_at, h_mask, at, mask, carried, STATES)
     if RESET:
         store_state(eh, ec, en, em, h_at, h_mask, at, mask, extra, STATES)
-
-
-@triton.jit
-def gates_again(  # type: ignore[no-untyped-def]
-    tiles, biases, old, CELL: tl.constexpr, GATES: tl.constexpr, STATES: tl.constexpr, WIDE: tl.constexpr
-):
-    """The gates of a step as the forward pass had them."""
-    x = sums(widened(tiles[1 : 1 + GATES], GATES, WIDE), biases, GATES)
-    u = widened(tiles[1 + GATES :], GATES, WIDE)
-    if CELL == "gru":
-        u = (u[0], u[1], u[2] + biases[3])
-    # No gate depends on h itself where there are other states, which `old` is without h.
-    _, gate = cell_step(x, u, old[:1] + old if STATES > 1 else old, CELL)
-    return gate
 
 
 @triton.jit
@@ -186,42 +181,52 @@ def load_kept(y, states, t, place, STATES: tl.constexpr, NEW: tl.constexpr, OLD:
 
 @triton.jit
 def load_step(  # type: ignore[no-untyped-def]
-    dy, gates, wx, product, t, place, x_at, p_at, wx_t, wx_g,
-    GATES: tl.constexpr, SAVED: tl.constexpr, NEW: tl.constexpr, OLD: tl.constexpr, RECOMPUTE: tl.constexpr,
+    dy, gates, wx, product, t, place, wide, wx_t,
+    GATES: tl.constexpr, SAVED: tl.constexpr, NEW: tl.constexpr, OLD: tl.constexpr, TILE: tl.constexpr,
+    SIDE: tl.constexpr, RECOMPUTE: tl.constexpr,
 ):  # fmt: skip
-    """dy of step t, then its gates as they were saved, or what the input and h add to each."""
-    begin, length, heads, head, units, old_units = place
+    """dy of step t, then side by side its gates as they were saved, or what the input and what h adds to each."""
+    begin, length, heads, head, _, old_units = place
+    part, slot, unit, given, x_at, p_at = wide
     there = within(t, length)[:, None]
-    mask, h_mask = there & (units < NEW)[None, :], there & (old_units < OLD)[None, :]
-    d = load_rows(dy, places(begin + t, 1, heads, head, old_units, OLD), h_mask, 0, 1)
+    h_mask = there & (old_units < OLD)[None, :]
+    d = tl.load(dy + places(begin + t, 1, heads, head, old_units, OLD), mask=h_mask, other=0.0)
     if SAVED == 0:
-        return d
+        return (d,)
     elif RECOMPUTE:
-        u = load_rows(product + t * (GATES * NEW), p_at, mask, NEW, GATES)
-        return d + load_rows(wx + t * wx_t, x_at, mask, wx_g, GATES) + u
+        inside = there & (unit < NEW)[None, :]
+        x = tl.load(wx + t * wx_t + x_at, mask=inside & given[None, :], other=0.0)
+        u = tl.load(product + t * (GATES * NEW) + p_at, mask=inside & (slot < GATES)[None, :], other=0.0)
+        return (d, x, u)
     else:
-        return d + load_rows(gates, places(begin + t, SAVED, heads, head, units, NEW), mask, heads * NEW, SAVED)
+        column = tl.arange(0, SIDE * TILE)
+        row, saved = column // TILE, part * TILE + column % TILE
+        at = ((begin + t) * SAVED * heads + head)[:, None] * NEW + (row * heads * NEW + saved)[None, :]
+        return (d, tl.load(gates + at, mask=there & ((row < SAVED) & (saved < NEW))[None, :], other=0.0))
 
 
 @triton.jit
 def load_backward(  # type: ignore[no-untyped-def]
     r, projection, heads, head, units, old_units,
-    GATES: tl.constexpr, NEW: tl.constexpr, OLD: tl.constexpr, TILE: tl.constexpr, OLD_TILE: tl.constexpr,
-    MODE: tl.constexpr, CHUNKS: tl.constexpr, PROJECTED: tl.constexpr,
+    GATES: tl.constexpr, EARLY: tl.constexpr, SLOTS: tl.constexpr, NEW: tl.constexpr, OLD: tl.constexpr,
+    TILE: tl.constexpr, OLD_TILE: tl.constexpr, MODE: tl.constexpr, CHUNKS: tl.constexpr, PROJECTED: tl.constexpr,
 ):  # fmt: skip
     """What gradients are multiplied by.
 
-    "held": a matrix (new, old) for each gate, then the projection's (old, new). "shared": for each gate its chunks of
-    new units, by the program's old ones. "given": nothing.
+    "held": the matrices (new, old) of the EARLY gates, one under the other in SLOTS, then that of a candidate that
+    waits for them, or the projection's (old, new). "shared": for each gate its chunks of new units, by the program's
+    old ones. "given": nothing.
     """
     if MODE == "held":
-        out = (load_matrix(r + head * NEW * OLD, units, NEW, old_units, OLD, OLD, 1),)
-        for g in tl.static_range(1, GATES):
-            matrix = r + (g * heads + head) * NEW * OLD
-            out = out + (load_matrix(matrix, units, NEW, old_units, OLD, OLD, 1),)
+        line = tl.arange(0, SLOTS * TILE)
+        gate, unit = line // TILE, line % TILE
+        at = ((gate * heads + head) * NEW + unit)[:, None] * OLD + old_units[None, :]
+        mask = ((gate < EARLY) & (unit < NEW))[:, None] & (old_units < OLD)[None, :]
+        out = (tl.load(r + at, mask=mask, other=0.0),)
+        if EARLY < GATES:
+            out = out + (load_matrix(r + (EARLY * heads + head) * NEW * OLD, units, NEW, old_units, OLD, OLD, 1),)
         if PROJECTED:
-            matrix = projection + head * OLD * NEW
-            out = out + (load_matrix(matrix, old_units, OLD, units, NEW, NEW, 1),)
+            out = out + (load_matrix(projection + head * OLD * NEW, old_units, OLD, units, NEW, NEW, 1),)
         return out
     elif MODE == "shared":
         each: tl.constexpr = CHUNKS // GATES
@@ -240,7 +245,7 @@ def load_backward(  # type: ignore[no-untyped-def]
 def shared_product(  # type: ignore[no-untyped-def]
     dwx, side, weights, when, row_mask, heads, head, FROM: tl.constexpr, TO: tl.constexpr,
     GATES: tl.constexpr, NEW: tl.constexpr, ROWS: tl.constexpr, TILE: tl.constexpr, OLD_TILE: tl.constexpr,
-    CHUNKS: tl.constexpr, SIDE: tl.constexpr, WIDE: tl.constexpr, FACTOR: tl.constexpr, PRECISION: tl.constexpr,
+    CHUNKS: tl.constexpr, APART: tl.constexpr, WIDE: tl.constexpr, FACTOR: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """The gradient of the program's old units through gates FROM to TO of all units, as all programs stored them."""
     each: tl.constexpr = CHUNKS // GATES
@@ -249,7 +254,7 @@ def shared_product(  # type: ignore[no-untyped-def]
         line = (k % each) * OLD_TILE + tl.arange(0, OLD_TILE)
         mask = row_mask[:, None] & (line < NEW)[None, :]
         # Past the first-level cache, which does not see what other programs write.
-        if SIDE and k // each == GATES - 1:
+        if APART and k // each == GATES - 1:
             d = tl.load(side + places(when, 1, heads, head, line, NEW), mask=mask, other=0.0, cache_modifier=".cg")
         else:
             at = places(when, GATES, heads, head, line, NEW) + (k // each) * heads * NEW

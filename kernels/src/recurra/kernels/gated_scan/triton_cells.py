@@ -6,54 +6,54 @@ Tiles are (rows of the batch, units). Tuples stand in the order of the gates and
 import triton  # type: ignore[import-not-found, import-untyped, unused-ignore]
 import triton.language as tl  # type: ignore[import-not-found, import-untyped, unused-ignore]
 
-from recurra.kernels.gpu_math import sigmoid, tanh
+from recurra.kernels.gpu_math import exp, inverse, sigmoid, tanh
 
 
 @triton.jit
-def cell_step(x, u, old, CELL: tl.constexpr):  # type: ignore[no-untyped-def]
-    """The new state and the gates to save, from the input's and the recurrent part of every gate."""
+def cell_step(p, old, CELL: tl.constexpr):  # type: ignore[no-untyped-def]
+    """The new state and the gates to save, from the sum of the input's and the recurrent part of every gate.
+
+    Where a gate scales the recurrent part of the last one, that comes before the input's: p ends in (U h, W x).
+    """
     if CELL == "elman_tanh":
-        h = tanh(x[0] + u[0])
+        h = tanh(p[0])
         return (h,), (h,)
     elif CELL == "elman_relu":
-        a = x[0] + u[0]
         # Not maximum, which would hide a NaN.
-        h = tl.where(a <= 0, 0.0, a)
+        h = tl.where(p[0] <= 0, 0.0, p[0])
         return (h,), (h,)
     elif CELL == "gru":
-        r, z = sigmoid(x[0] + u[0]), sigmoid(x[1] + u[1])
-        n = tanh(x[2] + r * u[2])
-        return (n + z * (old[0] - n),), (r, z, n, u[2])
+        r, z = sigmoid(p[0]), sigmoid(p[1])
+        n = tanh(p[3] + r * p[2])
+        return (n + z * (old[0] - n),), (r, z, n, p[2])
     elif CELL == "gru_before":
-        r, z, n = sigmoid(x[0] + u[0]), sigmoid(x[1] + u[1]), tanh(x[2] + u[2])
+        r, z, n = sigmoid(p[0]), sigmoid(p[1]), tanh(p[2])
         return (old[0] + z * (n - old[0]),), (r, z, n)
     elif CELL == "mgu":
-        f, c = sigmoid(x[0] + u[0]), tanh(x[1] + u[1])
+        f, c = sigmoid(p[0]), tanh(p[1])
         return (old[0] + f * (c - old[0]),), (f, c)
     elif CELL == "mgu_after":
-        f = sigmoid(x[0] + u[0])
-        c = tanh(x[1] + f * u[1])
-        return (c + f * (old[0] - c),), (f, c, u[1])
+        f = sigmoid(p[0])
+        c = tanh(p[2] + f * p[1])
+        return (c + f * (old[0] - c),), (f, c, p[1])
     elif CELL == "lstm":
-        i, f = sigmoid(x[0] + u[0]), sigmoid(x[1] + u[1])
-        g, o = tanh(x[2] + u[2]), sigmoid(x[3] + u[3])
+        i, f, g, o = sigmoid(p[0]), sigmoid(p[1]), tanh(p[2]), sigmoid(p[3])
         c = f * old[1] + i * g
         return (o * tanh(c), c), (i, f, g, o)
     else:
-        return _slstm(x, u, old)
+        return _slstm(p, old)
 
 
 @triton.jit
-def _slstm(x, u, old):  # type: ignore[no-untyped-def]
-    a, b = x[0] + u[0], x[1] + u[1]
-    z, o = tanh(x[2] + u[2]), sigmoid(x[3] + u[3])
+def _slstm(p, old):  # type: ignore[no-untyped-def]
+    a, b, z, o = p[0], p[1], tanh(p[2]), sigmoid(p[3])
     # log sigmoid; the sum's small term is lost only where the other is larger by its precision.
-    kept = tl.minimum(b, 0.0) - tl.log(1 + tl.exp(-tl.abs(b))) + old[3]
+    kept = tl.minimum(b, 0.0) - tl.log(1 + exp(-tl.abs(b))) + old[3]
     m = tl.where(old[2] == 0, a, tl.maximum(a, kept))
-    i, f = tl.exp(a - m), tl.exp(kept - m)
+    i, f = exp(a - m), exp(kept - m)
     c = f * old[1] + i * z
     n = tl.maximum(f * old[2] + i, 1.0)
-    return (o * c / n, c, n, m), (i, f, z, o)
+    return (o * c * inverse(n), c, n, m), (i, f, z, o)
 
 
 @triton.jit
@@ -121,10 +121,11 @@ def _slstm_back(gates, old, new, d):  # type: ignore[no-untyped-def]
     # n is at least 1 but in padding, where it is 0.
     c, n, m = new[0], tl.maximum(new[1], 1.0), new[2]
     c_old, n_old, m_old = old[0], old[1], old[2]
-    q = d[0] / n
+    over = inverse(n)
+    q = d[0] * over
     do = q * c * o * (1 - o)
     dc = d[1] + q * o
-    dn = d[2] - q * o * c / n
+    dn = d[2] - q * o * c * over
     # A maximum's gradient is halved where both are equal, as they are at every fresh start.
     raw = f * n_old + i
     dn *= tl.where(raw > 1, 1.0, tl.where(raw == 1, 0.5, 0.0))
@@ -132,10 +133,10 @@ def _slstm_back(gates, old, new, d):  # type: ignore[no-untyped-def]
     dkept = (dc * c_old + dn * n_old) * f
     dm = d[3] - da - dkept
     # m is what its exponential is 1 of.
-    share = tl.where(n_old == 0, 0.0, tl.where(f == 1, tl.where(i == 1, 0.5, 1.0), 0.0))
-    da += (1 - share) * dm
-    dkept += share * dm
+    kept_wins = tl.where(n_old == 0, 0.0, tl.where(f == 1, tl.where(i == 1, 0.5, 1.0), 0.0))
+    da += (1 - kept_wins) * dm
+    dkept += kept_wins * dm
     # kept = log sigmoid(b) + m_old and f = exp(kept - m): the sigmoid's value again. A vanished f has no gradient.
-    gate = tl.where(f > 0, tl.minimum(f * tl.exp(tl.minimum(m - m_old, 88.0)), 1.0), 0.0)
+    gate = tl.where(f > 0, tl.minimum(f * exp(tl.minimum(m - m_old, 88.0)), 1.0), 0.0)
     db = dkept * (1 - gate)
     return (da, db, dc * i * (1 - z * z), do), do, (tl.zeros_like(dc), dc * f, dn * f, dkept)

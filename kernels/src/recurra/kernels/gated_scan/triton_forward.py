@@ -8,17 +8,15 @@ from recurra.kernels.gated_scan.triton_tiles import (
     apart,
     barrier,
     keep,
-    load_bias,
     load_matrix,
-    load_rows,
     load_state,
+    load_wide_bias,
     multiplied,
     places,
     select,
-    store_rows,
+    slots,
     store_state,
-    sums,
-    widened,
+    store_together,
     within,
 )
 from recurra.kernels.gpu_math import sigmoid
@@ -27,18 +25,19 @@ from recurra.kernels.gpu_math import sigmoid
 # Numbers that differ from call to call and would otherwise each be compiled for.
 @triton.jit(do_not_specialize=["batch", "steps", "skipped", "first", "count"])  # type: ignore[misc, unused-ignore]
 def forward_kernel(  # type: ignore[no-untyped-def]
-    wx, r, bias, projection, h0, c0, n0, m0, lengths, reset, product, held, arrivals,
+    wx, r, bias, projection, h0, c0, n0, m0, lengths, reset, start, product, held, arrivals,
     y, h1, c1, n1, m1, gates, states,
     batch, steps, heads, skipped, first, count, wx_b, wx_t, wx_g, wx_n,
     CELL: tl.constexpr, GATES: tl.constexpr, BIASES: tl.constexpr, STATES: tl.constexpr, SAVED: tl.constexpr,
     NEW: tl.constexpr, OLD: tl.constexpr, ROWS: tl.constexpr, TILE: tl.constexpr, OLD_TILE: tl.constexpr,
     MODE: tl.constexpr, CHUNKS: tl.constexpr, BIAS: tl.constexpr, LENGTHS: tl.constexpr, RESET: tl.constexpr,
     REVERSE: tl.constexpr, PROJECTED: tl.constexpr, GATES_KEPT: tl.constexpr, STATES_KEPT: tl.constexpr,
-    WIDE: tl.constexpr, FACTOR: tl.constexpr, PRECISION: tl.constexpr,
+    SLOTS: tl.constexpr, WIDE: tl.constexpr, FACTOR: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """`count` steps from step `first` on of ROWS sequences and TILE units of a head; MODE as in `triton_plan.Plan`."""
     BEFORE: tl.constexpr = CELL == "gru_before" or CELL == "mgu"
     EARLY: tl.constexpr = GATES - 1 if BEFORE else GATES
+    APART: tl.constexpr = CELL == "gru" or CELL == "mgu_after"
     part, block, blocks = tl.program_id(0), tl.program_id(1) + skipped, tl.cdiv(batch, ROWS)
     head = (block // blocks).to(tl.int64)
     rows = (block % blocks).to(tl.int64) * ROWS + tl.arange(0, ROWS)
@@ -49,28 +48,42 @@ def forward_kernel(  # type: ignore[no-untyped-def]
     mask = row_mask[:, None] & (units < NEW)[None, :]
     h_mask = row_mask[:, None] & (old_units < OLD)[None, :]
     at, h_at = places(rows, 1, heads, head, units, NEW), places(rows, 1, heads, head, old_units, OLD)
-    x_at = (rows * wx_b + head * wx_n)[:, None] + units[None, :]
+    x_rows = rows * wx_b + head * wx_n
+    slot, unit, gate_of, given = slots(part, GATES, EARLY, APART, TILE, SLOTS)
+    x_at = x_rows[:, None] + (gate_of.to(tl.int64) * wx_g + unit)[None, :]
+    x_mask = row_mask[:, None] & (given & (unit < NEW))[None, :]
+    last_at = (x_rows + (GATES - 1) * wx_g)[:, None] + units[None, :]
     # Offsets of a sequence's steps: t is added to them as a row number.
     begin = rows * steps
     kind = wx.dtype.element_ty
 
     weights = load_forward(
         r, projection, heads, head, part, units, old_units,
-        GATES, EARLY, NEW, OLD, TILE, OLD_TILE, MODE, CHUNKS, PROJECTED,
+        GATES, EARLY, SLOTS, NEW, OLD, TILE, OLD_TILE, MODE, CHUNKS, PROJECTED,
     )  # fmt: skip
-    biases = load_bias(bias, heads, head, units, BIASES, BIAS, NEW, WIDE)
+    biases = load_wide_bias(bias, heads, head, slot, unit, gate_of, given, GATES, BIASES, BIAS, NEW, WIDE)
+    if BEFORE:
+        there = units < NEW if BIAS else units < 0
+        last_bias = tl.load(bias + ((GATES - 1) * heads + head) * NEW + units, mask=there, other=0.0).to(WIDE)[None, :]
     initial = load_state(h0, c0, n0, m0, h_at, h_mask, at, mask, STATES, WIDE)
     state = initial
     zero = head * 0
     now = zero + (steps - 1 - first if REVERSE else first)
-    x_next = load_rows(wx + now * wx_t, x_at, mask & within(now, length)[:, None], wx_g, GATES)
+    there = within(now, length)[:, None]
+    x_next = tl.load(wx + now * wx_t + x_at, mask=x_mask & there, other=0.0)
+    if BEFORE:
+        last_next = tl.load(wx + now * wx_t + last_at, mask=mask & there, other=0.0)
     for i in range(first, first + count):
         t = zero + (steps - 1 - i if REVERSE else i)
         live = t < length
-        x = sums(widened(x_next, GATES, WIDE), biases, GATES)
+        p = x_next.to(WIDE) + biases
         # Loaded a step ahead: nothing of it waits for h.
         then = t - 1 if REVERSE else t + 1
-        x_next = load_rows(wx + then * wx_t, x_at, mask & within(then, length)[:, None], wx_g, GATES)
+        there = within(then, length)[:, None]
+        x_next = tl.load(wx + then * wx_t + x_at, mask=x_mask & there, other=0.0)
+        if BEFORE:
+            last = last_next.to(WIDE) + last_bias
+            last_next = tl.load(wx + then * wx_t + last_at, mask=mask & there, other=0.0)
         known = within(t + 1 if REVERSE else t - 1, length)
         old = state
         if RESET:
@@ -79,46 +92,43 @@ def forward_kernel(  # type: ignore[no-untyped-def]
             known &= ~fresh
 
         if MODE == "held":
-            none = tl.zeros((ROWS, TILE), dtype=WIDE)
-            u = (multiplied(old[0], weights[0], none, FACTOR, PRECISION),)
-            for g in tl.static_range(1, GATES):
-                h = old[0]
-                if g == EARLY:
-                    h = h * sigmoid(x[0] + u[0])
-                u = u + (multiplied(h, weights[g], none, FACTOR, PRECISION),)
+            p = apart(multiplied(old[0], weights[0], p, FACTOR, PRECISION), ROWS, TILE, SLOTS)
+            if BEFORE:
+                p = p + (multiplied(old[0] * sigmoid(p[0]), weights[1], last, FACTOR, PRECISION),)
         elif MODE == "shared":
             before = begin + (t + 1 if REVERSE else t - 1)
-            u = shared_product(
-                y, h0, weights, rows, before, known, row_mask, heads, head, kind,
-                EARLY, 0, OLD, ROWS, TILE, OLD_TILE, CHUNKS, WIDE, FACTOR, PRECISION,
+            p = shared_product(
+                y, start, weights, rows, before, known, row_mask, heads, head, p,
+                0, OLD, OLD_TILE, CHUNKS, FACTOR, PRECISION,
             )  # fmt: skip
+            p = apart(p, ROWS, TILE, SLOTS)
             if BEFORE:
-                tl.store(held + at, (old[0] * sigmoid(x[0] + u[0])).to(kind), mask=mask)
+                tl.store(held + at, (old[0] * sigmoid(p[0])).to(kind), mask=mask)
                 barrier(arrivals + block, (2 * (i - first) + 1) * tl.num_programs(0))
-                u = u + shared_product(
-                    held, h0, weights, rows, rows, row_mask, row_mask, heads, head, kind,
-                    1, CHUNKS, OLD, ROWS, TILE, OLD_TILE, CHUNKS, WIDE, FACTOR, PRECISION,
+                last = shared_product(
+                    held, start, weights, rows, rows, row_mask, row_mask, heads, head, last,
+                    CHUNKS, OLD, OLD_TILE, CHUNKS, FACTOR, PRECISION,
                 )  # fmt: skip
+                p = p + (last,)
         else:
-            p_at = ((head * batch + rows) * GATES)[:, None] * NEW + units[None, :]
-            u = widened(load_rows(product, p_at, mask, NEW, GATES), GATES, WIDE)
-        if CELL == "gru":
-            u = (u[0], u[1], u[2] + biases[3])
+            p_at = ((head * batch + rows) * GATES)[:, None] * NEW + (slot * NEW + unit)[None, :]
+            p_mask = row_mask[:, None] & ((slot < GATES) & (unit < NEW))[None, :]
+            p = apart(p + tl.load(product + p_at, mask=p_mask, other=0.0), ROWS, TILE, SLOTS)
 
-        new, gate = cell_step(x, u, old, CELL)
+        new, gate = cell_step(p, old, CELL)
         if PROJECTED:
             none = tl.zeros((ROWS, OLD_TILE), dtype=WIDE)
-            new = (multiplied(new[0], weights[GATES], none, FACTOR, PRECISION), new[1])
+            new = (multiplied(new[0], weights[1], none, FACTOR, PRECISION), new[1])
         state = select(live[:, None], new, state, STATES)
 
         y_at = places(begin + t, 1, heads, head, old_units, OLD)
         tl.store(y + y_at, tl.where(live[:, None], new[0], 0.0).to(kind), mask=h_mask)
         if GATES_KEPT:
-            g_at = places(begin + t, SAVED, heads, head, units, NEW)
-            store_rows(gates, g_at, mask, heads * NEW, keep(live[:, None], gate, SAVED), SAVED)
+            gate = keep(live[:, None], gate, SAVED)
+            store_together(gates, begin + t, heads, head, part, row_mask, gate, SAVED, NEW, ROWS, TILE)
         if STATES_KEPT:
-            s_at = places(begin + t, STATES - 1, heads, head, units, NEW)
-            store_rows(states, s_at, mask, heads * NEW, keep(live[:, None], new[1:], STATES - 1), STATES - 1)
+            kept = keep(live[:, None], new[1:], STATES - 1)
+            store_together(states, begin + t, heads, head, part, row_mask, kept, STATES - 1, NEW, ROWS, TILE)
         # Nested: together they would be a condition of the running program.
         if MODE == "shared":  # noqa: SIM102
             if i + 1 < first + count:
@@ -129,42 +139,34 @@ def forward_kernel(  # type: ignore[no-untyped-def]
 @triton.jit
 def load_forward(  # type: ignore[no-untyped-def]
     r, projection, heads, head, part, units, old_units,
-    GATES: tl.constexpr, EARLY: tl.constexpr, NEW: tl.constexpr, OLD: tl.constexpr, TILE: tl.constexpr,
-    OLD_TILE: tl.constexpr, MODE: tl.constexpr, CHUNKS: tl.constexpr, PROJECTED: tl.constexpr,
+    GATES: tl.constexpr, EARLY: tl.constexpr, SLOTS: tl.constexpr, NEW: tl.constexpr, OLD: tl.constexpr,
+    TILE: tl.constexpr, OLD_TILE: tl.constexpr, MODE: tl.constexpr, CHUNKS: tl.constexpr, PROJECTED: tl.constexpr,
 ):  # fmt: skip
-    """What h is multiplied by.
+    """What h is multiplied by: for each chunk of old units the matrices (old, new) of the EARLY gates side by side.
 
-    "held": a matrix (old, new) for each gate, then that of the projection. "shared": for each chunk of old units, the
-    matrices of the EARLY gates side by side, then those of a candidate that waits for them. "given": nothing.
+    Then those of a candidate that waits for the gates, or that of the projection; nothing in mode "given".
     """
-    if MODE == "held":
-        out = (load_matrix(r + head * NEW * OLD, old_units, OLD, units, NEW, 1, OLD),)
-        for g in tl.static_range(1, GATES):
-            matrix = r + (g * heads + head) * NEW * OLD
-            out = out + (load_matrix(matrix, old_units, OLD, units, NEW, 1, OLD),)
+    if MODE == "given":
+        return (0,)
+    else:
+        out = (load_chunk(r, heads, head, part, 0, 0, EARLY, SLOTS, NEW, OLD, TILE, OLD_TILE),)
+        for k in tl.static_range(1, CHUNKS):
+            out = out + (load_chunk(r, heads, head, part, k, 0, EARLY, SLOTS, NEW, OLD, TILE, OLD_TILE),)
+        for k in tl.static_range(CHUNKS if EARLY < GATES else 0):
+            out = out + (load_chunk(r, heads, head, part, k, EARLY, 1, 1, NEW, OLD, TILE, OLD_TILE),)
         if PROJECTED:
             matrix = projection + head * OLD * NEW
             out = out + (load_matrix(matrix, units, NEW, old_units, OLD, 1, NEW),)
         return out
-    elif MODE == "shared":
-        out = (load_chunk(r, heads, head, part, 0, 0, EARLY, NEW, OLD, TILE, OLD_TILE),)
-        for k in tl.static_range(1, CHUNKS):
-            out = out + (load_chunk(r, heads, head, part, k, 0, EARLY, NEW, OLD, TILE, OLD_TILE),)
-        for k in tl.static_range(CHUNKS if EARLY < GATES else 0):
-            out = out + (load_chunk(r, heads, head, part, k, EARLY, 1, NEW, OLD, TILE, OLD_TILE),)
-        return out
-    else:
-        return (0,)
 
 
 @triton.jit
 def load_chunk(  # type: ignore[no-untyped-def]
-    r, heads, head, part, k, first, COUNT: tl.constexpr, NEW: tl.constexpr, OLD: tl.constexpr, TILE: tl.constexpr,
-    OLD_TILE: tl.constexpr,
+    r, heads, head, part, k, first, COUNT: tl.constexpr, SLOTS: tl.constexpr, NEW: tl.constexpr, OLD: tl.constexpr,
+    TILE: tl.constexpr, OLD_TILE: tl.constexpr,
 ):  # fmt: skip
-    """The k-th chunk of old units of COUNT gates from `first` on, side by side, padded to a power of two."""
-    side: tl.constexpr = 4 if COUNT == 3 else COUNT
-    column = tl.arange(0, side * TILE)
+    """The k-th chunk of old units of COUNT gates from `first` on, side by side in SLOTS."""
+    column = tl.arange(0, SLOTS * TILE)
     gate, unit = column // TILE, part * TILE + column % TILE
     old = k * OLD_TILE + tl.arange(0, OLD_TILE)[:, None]
     mask = ((unit < NEW) & (gate < COUNT))[None, :] & (old < OLD)
@@ -173,24 +175,23 @@ def load_chunk(  # type: ignore[no-untyped-def]
 
 @triton.jit
 def shared_product(  # type: ignore[no-untyped-def]
-    y, h0, weights, rows, before, known, row_mask, heads, head, kind,
-    COUNT: tl.constexpr, WEIGHT: tl.constexpr, OLD: tl.constexpr, ROWS: tl.constexpr, TILE: tl.constexpr,
-    OLD_TILE: tl.constexpr, CHUNKS: tl.constexpr, WIDE: tl.constexpr, FACTOR: tl.constexpr, PRECISION: tl.constexpr,
+    y, start, weights, rows, before, known, row_mask, heads, head, even,
+    WEIGHT: tl.constexpr, OLD: tl.constexpr, OLD_TILE: tl.constexpr, CHUNKS: tl.constexpr, FACTOR: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """U h of COUNT gates, whose chunks are `weights` from WEIGHT on; h from y where `known`, else the initial state."""
-    side: tl.constexpr = 4 if COUNT == 3 else COUNT
-    even = tl.zeros((ROWS, side * TILE), dtype=WIDE)
-    odd = tl.zeros((ROWS, side * TILE), dtype=WIDE)
-    y_at, h_at = (before * heads + head)[:, None] * OLD, (rows * heads + head)[:, None] * OLD
+    """`even` + U h by the chunks of `weights` from WEIGHT on; h from y where `known`, else its `start`."""
+    odd = tl.zeros_like(even)
+    at = tl.where(known, y + (before * heads + head) * OLD, start + (rows * heads + head) * OLD)
+    # What the choice between two pointers loses: rows that are aligned for wide loads.
+    if OLD % 16 == 0:
+        at = tl.multiple_of(at, 16)
     for k in tl.static_range(CHUNKS):
         old = k * OLD_TILE + tl.arange(0, OLD_TILE)[None, :]
-        inside = old < OLD
         # Past the first-level cache, which does not see what other programs write.
-        h = tl.load(y + y_at + old, mask=known[:, None] & inside, other=0.0, cache_modifier=".cg")
-        start = tl.load(h0 + h_at + old, mask=(row_mask & ~known)[:, None] & inside, other=0.0).to(kind)
+        h = tl.load(at[:, None] + old, mask=row_mask[:, None] & (old < OLD), other=0.0, cache_modifier=".cg")
         # Two chains of matrix instructions, each of half the length.
         if k % 2 == 0:
-            even = multiplied(h + start, weights[WEIGHT + k], even, FACTOR, PRECISION)
+            even = multiplied(h, weights[WEIGHT + k], even, FACTOR, PRECISION)
         else:
-            odd = multiplied(h + start, weights[WEIGHT + k], odd, FACTOR, PRECISION)
-    return apart(even + odd, ROWS, TILE, side)
+            odd = multiplied(h, weights[WEIGHT + k], odd, FACTOR, PRECISION)
+    return even + odd

@@ -9,7 +9,7 @@ import triton.language as tl  # type: ignore[import-not-found, import-untyped, u
 from torch import Tensor
 
 from recurra.kernels.gated_scan import FORMS
-from recurra.kernels.gated_scan.triton_plan import Plan, programs_of
+from recurra.kernels.gated_scan.triton_plan import Plan, programs_of, slots_of
 
 _KINDS = {
     torch.float64: tl.float64, torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16
@@ -65,7 +65,7 @@ def shared_arguments(options: Any, inputs: Any, plan: Plan) -> dict[str, Any]:
         "SAVED": form.saved, "NEW": new, "OLD": r.shape[3], "ROWS": plan.rows, "TILE": plan.tile,
         "OLD_TILE": plan.old_tile, "MODE": plan.mode, "CHUNKS": plan.chunks, "BIAS": inputs.bias is not None,
         "LENGTHS": inputs.lengths is not None, "RESET": inputs.reset is not None, "REVERSE": options.reverse,
-        "PROJECTED": inputs.projection is not None,
+        "PROJECTED": inputs.projection is not None, "SLOTS": slots_of(options.cell, form.gates),
         "WIDE": tl.float64 if wx.dtype == torch.float64 else tl.float32,
         "FACTOR": tl.float32 if interpreted else kind,
         "PRECISION": "tf32x3" if torch.get_float32_matmul_precision() == "highest" else "tf32",
@@ -79,6 +79,8 @@ def forward_arguments(options: Any, inputs: Any, plan: Plan, results: list[Tenso
     gates, states = kept(options, results, saving)
     return shared_arguments(options, inputs, plan) | {
         "y": y, **dict(zip(("h1", "c1", "n1", "m1"), padded(last), strict=True)),
+        # A copy is aligned, a state among others need not be.
+        "start": inputs.h.to(y.dtype).clone(memory_format=torch.contiguous_format),
         # h times a gate, on its way between programs.
         "held": torch.empty_like(y[:, 0] if y.shape[1] else inputs.h, dtype=y.dtype),
         "gates": y if gates is None else gates, "states": y if states is None else states,
@@ -97,7 +99,7 @@ def backward_arguments(
         "dy": dy, "y": y, "gates": y if gates is None else gates, "states": y if states is None else states,
         **dict(zip(("dh", "dc", "dn", "dm"), padded(carried), strict=True)),
         **dict(zip(("eh", "ec", "en", "em"), padded(extra), strict=True)),
-        "RECOMPUTE": gates is None,
+        "RECOMPUTE": gates is None, "SLOTS": slots_of(options.cell, arguments["GATES"], back=True),
     }  # fmt: skip
 
 

@@ -13,7 +13,8 @@ PROGRAMS = 132
 # Rows of a program: those of a matrix instruction.
 ROWS = 16
 WIDEST = 2048
-BEFORE = ("gru_before", "mgu")
+# Cells whose gate scales h before the candidate's product, or the product.
+BEFORE, APART = ("gru_before", "mgu"), ("gru", "mgu_after")
 
 
 class Plan(NamedTuple):
@@ -44,7 +45,7 @@ def plan(options: Any, inputs: Any, *, back: bool = False) -> Plan:
     """The layout for these arguments, forward or back."""
     batch, _, _, heads, new = inputs.wx.shape
     programs, blocks = programs_of(inputs.wx.device), heads * -(-batch // ROWS)
-    if _held(inputs) <= room(inputs.wx.device):
+    if _held(options, inputs) <= room(inputs.wx.device):
         tile, old_tile = power(new), power(inputs.r.shape[3])
         # Few programs: each has the multiprocessor to itself, and more warps shorten the product.
         warps = 8 if tile >= 64 and blocks <= programs else 4
@@ -55,7 +56,7 @@ def plan(options: Any, inputs: Any, *, back: bool = False) -> Plan:
 def unserved(options: Any, inputs: Any) -> str | None:
     """Why these kernels cannot serve a call; None if they can."""
     reason = gpu_kernel_reason(inputs.wx)
-    if reason is not None or _held(inputs) <= room(inputs.wx.device):
+    if reason is not None or _held(options, inputs) <= room(inputs.wx.device):
         return reason
     width = inputs.wx.shape[-1]
     if inputs.projection is not None:
@@ -83,13 +84,20 @@ def power(n: int) -> int:
     return max(16, 1 << (n - 1).bit_length())
 
 
+def slots_of(cell: str, gates: int, *, back: bool = False) -> int:
+    """Tiles side by side of a product: what `slots` sets apart has one; forward, a candidate that waits has none."""
+    count = gates + 1 if cell in APART else gates - 1 if cell in BEFORE and not back else gates
+    return 1 << (count - 1).bit_length()
+
+
 def _size(inputs: Any) -> int:
     # A float32 product is three of tf32: its factors are held in two parts.
     return {2: 2, 4: 8, 8: 8}[inputs.wx.element_size()]
 
 
-def _held(inputs: Any) -> int:
-    matrices = inputs.r.shape[0] + (inputs.projection is not None)
+def _held(options: Any, inputs: Any) -> int:
+    apart = options.cell in BEFORE or inputs.projection is not None
+    matrices = slots_of(options.cell, inputs.r.shape[0], back=True) + apart
     return int(matrices * power(inputs.wx.shape[-1]) * power(inputs.r.shape[3]) * _size(inputs))
 
 
@@ -101,7 +109,7 @@ def _shared(options: Any, inputs: Any, back: bool, blocks: int) -> Plan | None:
     size, chunk = _size(inputs), 128 if inputs.wx.element_size() == 2 else 64
     chunks = -(-new // chunk) * (gates if back else 1)
     # Forward the gates lie side by side, padded to a power of two; a candidate that waits for them lies apart.
-    side = 1 if back else 4 if gates == 3 and options.cell not in BEFORE else gates
+    side = 1 if back else slots_of(options.cell, gates) + (options.cell in BEFORE)
     fitting = [
         Plan("shared", ROWS, tile, chunk, chunks, -(-new // tile), 8 if side * tile > 64 else 4)
         for tile in (16, 32, 64)

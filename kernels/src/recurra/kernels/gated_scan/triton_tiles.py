@@ -14,13 +14,6 @@ def load_rows(pointer, at, mask, stride, COUNT: tl.constexpr):  # type: ignore[n
 
 
 @triton.jit
-def store_rows(pointer, at, mask, stride, tiles, COUNT: tl.constexpr):  # type: ignore[no-untyped-def]
-    """The first COUNT tiles, `stride` apart."""
-    for k in tl.static_range(COUNT):
-        tl.store(pointer + k * stride + at, tiles[k].to(pointer.dtype.element_ty), mask=mask)
-
-
-@triton.jit
 def select(where, tiles, others, COUNT: tl.constexpr):  # type: ignore[no-untyped-def]
     """A tile of the first where true, of the second elsewhere."""
     out = (tl.where(where, tiles[0], others[0]),)
@@ -99,13 +92,33 @@ def within(t, length):  # type: ignore[no-untyped-def]
 
 
 @triton.jit
-def load_bias(  # type: ignore[no-untyped-def]
-    bias, heads, head, units, BIASES: tl.constexpr, BIAS: tl.constexpr, NEW: tl.constexpr, WIDE: tl.constexpr
-):
-    """Each row of the bias (1, unit), zeros without one."""
-    mask = units < NEW if BIAS else units < 0
-    at = head * NEW + units
-    return widened(load_rows(bias, at[None, :], mask[None, :], heads * NEW, BIASES), BIASES, WIDE)
+def slots(part, GATES: tl.constexpr, EARLY: tl.constexpr, APART: tl.constexpr, TILE: tl.constexpr, SLOTS: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Of the columns of a wide tile, SLOTS tiles side by side: slot, unit, gate, and whether the input has that slot.
+
+    One tile at a time would cost each its way from the layout of memory to that of products. The EARLY gates have a
+    slot each. APART: the input's part of the last gate has one of its own after them. Others are zero.
+    """
+    column = tl.arange(0, SLOTS * TILE)
+    slot, unit = column // TILE, part * TILE + column % TILE
+    if APART:
+        return slot, unit, tl.where(slot == GATES, GATES - 1, slot), (slot != GATES - 1) & (slot <= GATES)
+    else:
+        return slot, unit, slot, slot < EARLY
+
+
+@triton.jit
+def load_wide_bias(  # type: ignore[no-untyped-def]
+    bias, heads, head, slot, unit, gate, given,
+    GATES: tl.constexpr, BIASES: tl.constexpr, BIAS: tl.constexpr, NEW: tl.constexpr, WIDE: tl.constexpr,
+):  # fmt: skip
+    """The bias of every slot (1, column), zeros without one."""
+    if BIASES > GATES:
+        # The last row belongs to the recurrent part of the last gate.
+        row, there = tl.where(given, gate, GATES), slot <= GATES
+    else:
+        row, there = gate, given
+    mask = (there & (unit < NEW)) if BIAS else unit < 0
+    return tl.load(bias + (row * heads + head) * NEW + unit, mask=mask, other=0.0).to(WIDE)[None, :]
 
 
 @triton.jit
@@ -124,6 +137,32 @@ def barrier(arrivals, expected):  # type: ignore[no-untyped-def]
     while tl.atomic_add(arrivals, 0, sem="acquire", scope="gpu") < expected:
         pass
     tl.debug_barrier()
+
+
+@triton.jit
+def together(tiles, ROWS: tl.constexpr, TILE: tl.constexpr, COUNT: tl.constexpr):  # type: ignore[no-untyped-def]
+    """One tile in which COUNT lie side by side, padded to a power of two by the last."""
+    if COUNT == 1:
+        return tiles[0]
+    elif COUNT == 2:
+        return tl.reshape(tl.permute(tl.join(tiles[0], tiles[1]), (0, 2, 1)), (ROWS, 2 * TILE))
+    else:
+        four = tl.join(tl.join(tiles[0], tiles[2]), tl.join(tiles[1], tiles[COUNT - 1]))
+        return tl.reshape(tl.permute(four, (0, 2, 3, 1)), (ROWS, 4 * TILE))
+
+
+@triton.jit
+def store_together(  # type: ignore[no-untyped-def]
+    pointer, when, heads, head, part, row_mask, tiles,
+    COUNT: tl.constexpr, NEW: tl.constexpr, ROWS: tl.constexpr, TILE: tl.constexpr,
+):  # fmt: skip
+    """COUNT tiles in a (batch * time, COUNT, head, NEW) tensor."""
+    side: tl.constexpr = 4 if COUNT == 3 else COUNT
+    column = tl.arange(0, side * TILE)
+    slot, unit = column // TILE, part * TILE + column % TILE
+    at = (when * COUNT * heads + head)[:, None] * NEW + (slot * heads * NEW + unit)[None, :]
+    mask = row_mask[:, None] & ((slot < COUNT) & (unit < NEW))[None, :]
+    tl.store(pointer + at, together(tiles, ROWS, TILE, COUNT).to(pointer.dtype.element_ty), mask=mask)
 
 
 @triton.jit
