@@ -3,6 +3,7 @@
 from recurra.kernels.conv_cell_pointwise import conv_cell_pointwise, conv_cell_update
 from recurra.kernels.elementwise_scan import elementwise_scan
 from recurra.kernels.elementwise_scan.newton import newton_scan
+from recurra.kernels.gated_layer import gated_layer
 from recurra.kernels.gated_scan import gated_scan
 from recurra.kernels.linear_scan import linear_scan
 from recurra.kernels.memory_conv import memory_conv
@@ -20,6 +21,7 @@ __all__ = [
     "conv_cell_update",
     "elementwise_scan",
     "explain",
+    "gated_layer",
     "gated_scan",
     "linear_scan",
     "memory_conv",

@@ -26,9 +26,19 @@ def jit(function: Callable[..., Any], *, fast: frozenset[str] = _FAST, **more: A
     options: dict[str, Any] = {"nogil": True, "fastmath": set(fast), "error_model": "numpy", **more}
     try:
         compiled: Callable[..., Any] = numba.njit(cache=True, **options)(function)
+        # Numba looks at the function's own file alone, and would keep code of changed ones that it calls.
+        compiled._cache._cache_file._source_stamp = _sources(os.path.dirname(function.__code__.co_filename))  # type: ignore[attr-defined]
     except RuntimeError:  # no writable place for the cache: compile once in every process
         compiled = numba.njit(**options)(function)
     return compiled
+
+
+@functools.cache
+def _sources(folder: str) -> tuple[tuple[str, int, int], ...]:
+    # Every file a compiled function of this folder may call into, with its time of change and size.
+    folders = dict.fromkeys((folder, os.path.dirname(__file__)))
+    files = [entry for f in folders for entry in os.scandir(f) if entry.name.endswith(".py")]
+    return tuple(sorted((e.path, e.stat().st_mtime_ns, e.stat().st_size) for e in files))
 
 
 def jit_sum(function: Callable[..., Any]) -> Callable[..., Any]:

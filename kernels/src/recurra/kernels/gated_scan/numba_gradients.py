@@ -161,7 +161,9 @@ def _slstm(cell, gates, old, old_rest, rest, dm, dh, drest, dwx, du, b, t, n, ro
         c_old, n_old = old_rest[b, t, 0, n, d], old_rest[b, t, 1, n, d]
         c, norm, m = rest[b, t, 0, n, d], rest[b, t, 1, n, d], rest[b, t, 2, n, d]
         kept = log_sigmoid(f) + old_rest[b, t, 2, n, d]
-        e_i, e_f = exp(i - m), exp(kept - m)
+        # At a fresh start m is i, though a gate computed again may differ from the first in its last bit.
+        fresh = n_old == zero
+        e_i, e_f = one if fresh else exp(i - m), exp(kept - m)
         g = dh[row, d] / norm
         dc = drest[row, 0, d] + g * o
         dn = drest[row, 1, d] - g * o * c / norm
@@ -170,9 +172,10 @@ def _slstm(cell, gates, old, old_rest, rest, dm, dh, drest, dwx, du, b, t, n, ro
         dn = dn if total > one else half * dn if total == one else zero
         by_i, by_f = (dc * z + dn) * e_i, (dc * c_old + dn * n_old) * e_f
         dm_new = drest[row, 2, d] - by_i - by_f
-        share = one if n_old == zero or i > kept else half if i == kept else zero
+        share = one if fresh or i > kept else half if i == kept else zero
         di, d_kept = by_i + share * dm_new, by_f + (one - share) * dm_new
-        df, dz, do = d_kept * sigmoid(-f), dc * e_i * (one - z * z), g * c * o * (one - o)
+        # Not 1 - sigmoid(f), whose small values are all rounding.
+        df, dz, do = d_kept / (one + exp(f)), dc * e_i * (one - z * z), g * c * o * (one - o)
         dwx[b, t, 0, n, d], dwx[b, t, 1, n, d], dwx[b, t, 2, n, d], dwx[b, t, 3, n, d] = di, df, dz, do
         du_i[d], du_f[d], du_z[d], du_o[d] = di, df, dz, do
         drest[row, 0, d], drest[row, 1, d], drest[row, 2, d] = dc * e_f, dn * e_f, d_kept
