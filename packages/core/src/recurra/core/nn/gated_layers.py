@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from recurra.core.nn import layouts
 from recurra.core.nn.recurrent import Recurrent, State, suffix
-from recurra.kernels import gated_scan
+from recurra.kernels import gated_layer
 
 
 class GatedLayers(Recurrent[State]):
@@ -95,10 +95,10 @@ class GatedLayers(Recurrent[State]):
             getattr(self, f"weight_hr{ending}").view(heads, -1, self.hidden // heads) if self.proj_size else None
         )
         cell: Any = self.cell
-        wx = torch.nn.functional.linear(x, getattr(self, f"weight_ih{ending}"))
-        y, last = gated_scan(
+        y, last = gated_layer(
             cell,
-            wx.view(*wx.shape[:2], self.gates, heads, self.hidden // heads),
+            x,
+            getattr(self, f"weight_ih{ending}").view(*r.shape[:3], x.shape[2]),
             r,
             self.folded_bias(ending),
             None if state is None else tuple(s.reshape(len(s), heads, s.shape[1] // heads) for s in state),
