@@ -32,6 +32,8 @@ def compiled(case: dict[str, Any]) -> dict[str, int]:
     given = case["signature"] | dict.fromkeys(case["constants"], "constexpr")
     missing = [name for name in function.arg_names if name not in given]
     assert not missing, f"{case['function']} also takes {', '.join(missing)}"
+    unknown = [name for name in given if name not in function.arg_names]
+    assert not unknown, f"{case['function']} does not take {', '.join(unknown)}"
     signature = {name: given[name] for name in function.arg_names}
     constants = {
         name: getattr(tl, value[3:]) if isinstance(value, str) and value.startswith("tl.") else value

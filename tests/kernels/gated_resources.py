@@ -4,7 +4,8 @@ By hand, for the whole table of gated_scan/README.md (minutes):
 
     env -u TRITON_INTERPRET TRITON_DEFAULT_FP_FUSION=1 python tests/kernels/gated_resources.py
 
-With --json: rows [cell, dtype, width, heads, batch, "forward" | "backward", save] on stdin, as the tests choose them.
+With --json: rows [cell, dtype, width, heads, batch, "forward" | "backward", save] on stdin, as the tests choose them;
+an eighth value true adds lengths, episodes and the other direction, a ninth a projection of that width.
 """
 
 import json
@@ -20,7 +21,10 @@ KINDS = {
 }  # fmt: skip
 
 
-def case(cell: str, dtype: str, width: int, heads: int, batch: int, direction: str, save: str) -> dict[str, Any]:
+def case(
+    cell: str, dtype: str, width: int, heads: int, batch: int, direction: str, save: str,
+    ragged: bool = False, projected: int | None = None,
+) -> dict[str, Any]:  # fmt: skip
     """The launch that such a call makes, over tensors without memory."""
     from recurra.kernels.gated_scan import FORMS, _prepare, _shapes
     from recurra.kernels.gated_scan import triton as backend
@@ -28,7 +32,13 @@ def case(cell: str, dtype: str, width: int, heads: int, batch: int, direction: s
     gates, kind = FORMS[cell].gates, getattr(torch, dtype)
     wx = torch.empty(batch, 1024, gates, heads, width, dtype=kind, device="meta")
     bias = wx.new_empty(FORMS[cell].biases, heads, width)
-    options, inputs = _prepare(cell, wx, wx.new_empty(gates, heads, width, width), bias, save=save)
+    projection = None if projected is None else wx.new_empty(heads, projected, width)
+    r = wx.new_empty(gates, heads, width, projected or width)
+    flags = {}
+    if ragged:
+        flags["lengths"] = torch.empty(batch, dtype=torch.int64, device="meta")
+        flags["reset"] = torch.empty(batch, 1024, dtype=torch.bool, device="meta")
+    options, inputs = _prepare(cell, wx, r, bias, projection=projection, reverse=ragged, save=save, **flags)
     back = direction == "backward"
     layout, results = backend.plan(options, inputs, back=back), _shapes(options, inputs, True)
     if back:
@@ -43,7 +53,9 @@ def case(cell: str, dtype: str, width: int, heads: int, batch: int, direction: s
     launch = next(iter(backend.launches(kernel, layout, arguments)))
     values = launch.arguments
     signature = {n: f"*{KINDS[v.dtype]}" for n, v in values.items() if isinstance(v, torch.Tensor)}
-    numbers = [n for n, v in values.items() if type(v) is int and n.islower()]
+    # Of the numbers that are compiled for, 1 is a constant.
+    fixed = ("batch", "steps", "skipped", "first", "count")
+    numbers = [n for n, v in values.items() if type(v) is int and n.islower() and (v != 1 or n in fixed)]
     signature |= dict.fromkeys(numbers, "i32")
     return {
         "module": kernel.fn.__module__, "function": kernel.fn.__name__, "signature": signature,
@@ -53,35 +65,33 @@ def case(cell: str, dtype: str, width: int, heads: int, batch: int, direction: s
     }  # fmt: skip
 
 
-def table() -> list[list[Any]]:
-    """Every cell at the widths of the README."""
-    from recurra.kernels.gated_scan import FORMS
+COLUMNS = [("bfloat16", 64, 12), ("bfloat16", 128, 6), ("float32", 64, 12), ("bfloat16", 768, 1), ("float32", 256, 1)]
+PASSES = [("forward", "gates"), ("backward", "gates"), ("backward", "recompute")]
 
-    rows: list[list[Any]] = []
-    for cell in FORMS:
-        for dtype, width, heads in (("bfloat16", 64, 12), ("bfloat16", 128, 6), ("float32", 64, 12)):
-            rows += [[cell, dtype, width, heads, 16, "forward", "gates"]]
-            rows += [[cell, dtype, width, heads, 16, "backward", save] for save in ("gates", "recompute")]
-        if cell not in ("gru_before", "mgu"):
-            for dtype, width in (("bfloat16", 768), ("float32", 256)):
-                rows += [[cell, dtype, width, 1, 16, direction, "gates"] for direction in ("forward", "backward")]
-    return rows
+
+def entry(cell: str, dtype: str, width: int, heads: int) -> str:
+    """Programs a head if several; for every pass registers, bytes of the stack if any, KB of shared memory."""
+    words, parts = [], []
+    for direction, save in PASSES:
+        chosen = case(cell, dtype, width, heads, 16, direction, save)
+        if chosen["layout"].mode == "given":
+            return "a launch a step"
+        found = compiled(chosen)
+        stack = found["stack"] + found["local"]
+        words.append(f"{found['registers']}{f'+{stack}' * bool(stack)}/{found['shared'] // 1024}")
+        parts.append(chosen["layout"].parts)
+        assert found["mma"] + found["wgmma"], "no matrix instruction"
+    return f"{'' if max(parts) == 1 else f'{parts[0]}, {parts[1]}: '}{' '.join(words)}"
 
 
 if __name__ == "__main__":
     if "--json" in sys.argv:
-        chosen = [case(*row) for row in json.load(sys.stdin)]
-        json.dump([compiled(c) | {"mode": c["layout"].mode} for c in chosen], sys.stdout)
+        cases = [case(*row) for row in json.load(sys.stdin)]
+        json.dump([compiled(c) | {"mode": c["layout"].mode} for c in cases], sys.stdout)
     else:
-        print("| cell | dtype | width | pass | programs a head | warps | registers | stack | shared KB | mma |")
-        print("|---|---|---|---|---|---|---|---|---|---|")
-        for row in [r for r in table() if len(sys.argv) == 1 or r[0] in sys.argv[1:]]:
-            cell, dtype, width, _, _, direction, save = row
-            chosen = case(*row)
-            found = compiled(chosen)
-            stage = "forward" if direction == "forward" else f"backward, {save}"
-            numbers = [
-                chosen["layout"].parts, chosen["num_warps"], found["registers"], found["stack"] + found["local"],
-                found["shared"] // 1024, found["mma"] + found["wgmma"],
-            ]  # fmt: skip
-            print(f"| {cell} | {dtype} | {width} | {stage} | " + " | ".join(map(str, numbers)) + " |", flush=True)
+        from recurra.kernels.gated_scan import FORMS
+
+        print("| cell | " + " | ".join(f"{heads} x {width}, {dtype}" for dtype, width, heads in COLUMNS) + " |")
+        print("|---" * (1 + len(COLUMNS)) + "|")
+        for name in FORMS:
+            print(f"| {name} | " + " | ".join(entry(name, *column) for column in COLUMNS) + " |", flush=True)
