@@ -7,7 +7,7 @@ from torch import Tensor
 
 from recurra.kernels.kernel_op import Definition, KernelOp, training
 from recurra.kernels.memory_conv import reference
-from recurra.kernels.memory_conv.layout import Inputs
+from recurra.kernels.memory_conv.layout import BUFFERS, Inputs
 from recurra.kernels.registry import Backend, cpu_kernel_reason, gpu_kernel_reason, measured_costs
 from recurra.kernels.sequences import FLOATS, check_dtype, check_sequence
 
@@ -133,6 +133,8 @@ def _numba_supports(options: Options, inputs: Inputs) -> str | None:
 
 
 def _triton_supports(options: Options, inputs: Inputs) -> str | None:
+    if len(inputs.buffers) > BUFFERS:
+        return f"triton serves up to {BUFFERS} buffers; got {len(inputs.buffers)}, concatenate some"
     return gpu_kernel_reason(inputs.buffers[0])
 
 
@@ -143,5 +145,6 @@ OP = KernelOp(
     [
         Backend("reference", lambda o, i: None, lambda o, i: _cost("reference", o, i), reference.memory_conv),
         Backend("numba", _numba_supports, lambda o, i: _cost("numba", o, i)),
+        Backend("triton", _triton_supports, lambda o, i: _cost("triton", o, i)),
     ],
 )

@@ -4,6 +4,9 @@ from typing import Self
 
 from torch import Tensor
 
+# As many buffers as a CUDA kernel takes pointers.
+BUFFERS = 8
+
 
 class Inputs(tuple[Tensor | None, ...]):
     """weight (output, member, tap), lengths (batch,), past (batch, left * dilation, channel), then the buffers.

@@ -153,11 +153,11 @@ def _windows(items, x, past, weight, source, dense, y, o, more, shift, dilation,
 
 
 @jit
-def _weights(blocks, x, past, dy, source, dense, o, d_weight, shift, dilation, lengths, tiles):  # type: ignore[no-untyped-def]
+def _weights(blocks, x, past, dy, source, every, dense, o, d_weight, shift, dilation, lengths, tiles):  # type: ignore[no-untyped-def]
     # A window over x whose weights are dy: the same product with the roles of taps and steps exchanged.
     tile, dy_tile, part = tiles
-    batch, steps, width = dy.shape
-    taps, every = d_weight.shape[1] // BLOCK, np.arange(width).astype(np.uint64)
+    batch, steps, _ = dy.shape
+    taps = d_weight.shape[1] // BLOCK
     d_weight[blocks[0] : blocks[1]] = 0
     for item in range(batch * dilation * _cover(_cover(steps, dilation), STEPS)):
         row, t, rows = _part(item, steps, dilation)
@@ -257,14 +257,14 @@ def _blocks(weight: Tensor) -> Any:
 
 
 def _weight_gradient(x: _Buffers, dy: Any, shape: torch.Size, window: _Window, kind: torch.dtype) -> Tensor:
-    result = torch.empty(shape, dtype=kind)
+    result, every = torch.empty(shape, dtype=kind), np.arange(shape[0]).astype(np.uint64)
     for piece in _pieces([shape[0]], x.widths, shape[1]):
         blocks = -(-len(piece.source) // BLOCK)
         part = torch.empty((blocks, shape[2] * BLOCK), dtype=kind)
 
         def work(first: int, last: int, piece: _Piece = piece, part: Tensor = part) -> None:
             _weights(
-                (first, last), x.arrays[piece.x], x.past[piece.x], dy, piece.source, piece.dense,
+                (first, last), x.arrays[piece.x], x.past[piece.x], dy, piece.source, every, piece.dense,
                 piece.start, part.numpy(), window.shift, window.dilation, window.lengths, _tiles(shape[2], kind),
             )  # fmt: skip
 

@@ -66,10 +66,9 @@ def _varies(x):  # type: ignore[no-untyped-def]
 
 
 @jit
-def _forward(a, b, left, top, out, row, n0, n1):  # type: ignore[no-untyped-def]
+def _forward(a, b, left, top, out, state, row, n0, n1):  # type: ignore[no-untyped-def]
     (b1, b2), (h, g), rows = b, out, b[0].shape[1]
     vary = _varies(a[0]), _varies(a[1]), _varies(a[2]), _varies(a[3])
-    state = np.empty(LANES, h.dtype), np.empty(LANES, h.dtype)
     for first in range(n0, n1, LANES):
         lanes = min(LANES, n1 - first)
         for v in range(rows):
@@ -125,10 +124,9 @@ def _target(da, part, v):  # type: ignore[no-untyped-def]
 
 
 @jit
-def _backward(a, d_out, out, left, top, da, db, d_left, d_top, parts, row, n0, n1):  # type: ignore[no-untyped-def]
+def _backward(a, d_out, out, left, top, da, db, d_left, d_top, carry, parts, row, n0, n1):  # type: ignore[no-untyped-def]
     (h, g), rows, columns, minus = out, out[0].shape[1], out[0].shape[2], np.uint64(0) - np.uint64(1)
     vary = _varies(a[0]), _varies(a[1]), _varies(a[2]), _varies(a[3])
-    carry = np.empty(LANES, h.dtype), np.empty(LANES, h.dtype)
     da1, da2, da3, da4 = da[0][row], da[1][row], da[2][row], da[3][row]
     p1, p2, p3, p4 = parts
     d_above = d_top[0][row], d_top[1][row]
@@ -171,9 +169,11 @@ def forward(options: Any, inputs: Any, saving: bool) -> Sequence[Tensor]:
     out = _pair(shape, kind)
     written = _arrays(out, kind)
     grain = GRAIN // max(shape[1] * shape[2], 1)
-    over_grid(
-        lambda row, n0, n1: _forward(a, b, left, top, written, row, n0, n1), shape[0], shape[3], max(grain, LANES)
-    )
+
+    def work(row: int, n0: int, n1: int) -> None:
+        _forward(a, b, left, top, written, _arrays(_pair((LANES,), kind), kind), row, n0, n1)
+
+    over_grid(work, shape[0], shape[3], max(grain, LANES))
     return [t.to(inputs.b1.dtype) for t in out]
 
 
@@ -190,8 +190,8 @@ def backward(
     written = tuple(_arrays(group, kind) for group in (da, db, d_left, d_top))
 
     def work(row: int, n0: int, n1: int) -> None:
-        parts = tuple(np.zeros((1, width), a[0].dtype) for _ in a)
-        _backward(a, d_out, out, left, top, *written, parts, row, n0, n1)
+        carry, parts = _arrays(_pair((LANES,), kind), kind), tuple(np.zeros((1, width), a[0].dtype) for _ in a)
+        _backward(a, d_out, out, left, top, *written, carry, parts, row, n0, n1)
 
     grain = GRAIN // max(rows * columns, 1)
     over_grid(work, batch, width, max(grain, LANES))

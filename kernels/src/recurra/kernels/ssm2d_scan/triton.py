@@ -12,7 +12,7 @@ from recurra.kernels.gpu_scan import compose
 from recurra.kernels.sequences import wide
 
 # Values of a tile (columns times width), its greatest width, and the warps that hold it.
-TILE, WIDTH, WARPS = 2048, 16, 4
+TILE, WIDTH, WARPS = 2048, 16, 8
 
 
 @triton.jit
@@ -32,7 +32,7 @@ def forward_kernel(  # type: ignore[no-untyped-def]
     n = tl.program_id(1) * WIDTH + tl.arange(0, WIDTH)[None, :]
     there, place = n < width, tl.arange(0, COLUMNS)[:, None]
     a1, a2, a3, a4 = a1 + batch * a1_b + n, a2 + batch * a2_b + n, a3 + batch * a3_b + n, a4 + batch * a4_b + n
-    cells, line, kind = batch * rows * columns * width + n, batch * columns * width + n, h.dtype.element_ty
+    cells, line = batch * rows * columns * width + n, batch * columns * width + n
     for row in range(rows):
         v = tl.cast(row, tl.int64)
         # g needs the row above alone.
@@ -43,7 +43,7 @@ def forward_kernel(  # type: ignore[no-untyped-def]
             x += _load(a4, v * a4_v + t * a4_t, mask, 0.0, WIDE) * tl.load(above_g + old, mask=mask, other=0.0)
             x += _load(b2, cell, mask, 0.0, WIDE)
             tl.store(above_g + old, x, mask=mask)
-            tl.store(g + cell, x.to(kind), mask=mask)
+            tl.store(g + cell, x.to(g.dtype.element_ty), mask=mask)
         # Other threads wrote the column before.
         tl.debug_barrier()
         start = (batch * rows + v) * width + n
@@ -59,7 +59,7 @@ def forward_kernel(  # type: ignore[no-untyped-def]
             _, x = tl.associative_scan((a, x), 0, compose)
             carry = tl.sum(tl.where(place == COLUMNS - 1, x, 0.0), 0)[None, :]
             tl.store(above_h + old, x, mask=mask)
-            tl.store(h + cell, x.to(kind), mask=mask)
+            tl.store(h + cell, x.to(h.dtype.element_ty), mask=mask)
         tl.debug_barrier()
 
 
