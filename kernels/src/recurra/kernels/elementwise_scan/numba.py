@@ -216,7 +216,7 @@ def _compiled(cell: str) -> tuple[Callable[..., None], Callable[..., None]]:
 def _arrays(options: Any, inputs: Any, kind: torch.dtype) -> tuple[Any, ...]:
     wx, params, h0, c0, lengths, reset = inputs
     batch, steps, width = wx.shape[0], wx.shape[1], wx.shape[-1]
-    x, u = array(wx, kind), array(params, kind).reshape(-1, width)
+    x, u = array(wx, kind), np.atleast_2d(array(params, kind))
     x = x if x.ndim == 4 else x[:, :, None]
     fixed = lengths_array(lengths, batch, steps), flags_array(reset), options.reverse
     start = array(h0, kind)
