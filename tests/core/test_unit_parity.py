@@ -187,7 +187,7 @@ class Kind(NamedTuple):
 
 
 KINDS = [
-    Kind("torch.nn.", {"input_size", "hidden_size"}, {"x"}, torch_rnn, "gated_scan"),
+    Kind("torch.nn.", {"input_size", "hidden_size"}, {"x"}, torch_rnn, "gated_layer"),
     Kind("flashrnn", {"function"}, {"Wx", "states"}, flashrnn, "gated_scan"),
     Kind("IndRNN", {"activation"}, {"x"}, indrnn, "elementwise_scan"),
     Kind("ml-pararnn", {"state_dim"}, {"x"}, diagonal, "elementwise_scan"),
@@ -195,7 +195,7 @@ KINDS = [
     Kind("DilatedDenseNet", {"depth", "in_channels"}, {"x"}, dense_memory, "memory_conv"),
     Kind("ComplexUniDeepFsmn", {"nIn"}, {"x"}, complex_fsmn, "memory_conv"),
     Kind("PGN_2d", {"seq_R"}, {"x"}, pgn, None),
-    Kind("", {"kind", "hidden_size"}, {"x"}, gated_cell, "gated_scan"),
+    Kind("", {"kind", "hidden_size"}, {"x"}, gated_cell, "gated_layer"),
     Kind("", {"complex"}, {"a", "b"}, linear, "linear_scan"),
     Kind("", {"V", "N"}, {"a1", "a2", "a3", "a4", "b1", "b2"}, ssm2d, "ssm2d_scan"),
 ]
@@ -230,7 +230,10 @@ def cases() -> list[Any]:
 
 def backends(op: str | None) -> list[str | None]:
     """None, the automatic choice, and every backend by name."""
-    return [None, *(_operations[op].backends if op else [])]
+    names = list(_operations[op].backends) if op else []
+    if op == "gated_layer":  # its "scan" is an operation with backends of its own
+        names = ["torch", *_operations["gated_scan"].backends]
+    return [None, *names]
 
 
 def cosine_loss(pair: Golden, outputs: Tensors) -> Tensor:
