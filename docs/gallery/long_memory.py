@@ -101,23 +101,15 @@ class Reader(nn.Module):
         return self.read(self.unit(x)[0][:, -1])
 
 
-def train(
-    model: nn.Module, losses: Iterator[Tensor], rate: float, clip: float, enough: float = 0.0, fall: int = 0
-) -> int:
-    """Steps of Adam taken until `losses` end, or until the mean of the last 50 is below `enough`.
-
-    The rate falls to zero within `fall` steps, as a cosine; 0: it stays.
-    """
+def train(model: nn.Module, losses: Iterator[Tensor], rate: float, clip: float, enough: float = 0.0) -> int:
+    """Steps of Adam taken until `losses` end, or until the mean of the last 50 is below `enough`."""
     optimizer, taken = torch.optim.Adam(model.parameters(), lr=rate), []
-    falling = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, fall) if fall else None
     model.train()
     for loss in losses:
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), clip)
         optimizer.step()
-        if falling:
-            falling.step()
         taken.append(loss.item())
         if len(taken) >= 50 and sum(taken[-50:]) < 50 * enough:
             break
@@ -134,17 +126,17 @@ class Outcome(NamedTuple):
     forgetful: str
 
 
-def run_adding(
-    unit: nn.Module, width: int, steps: int, rate: float, most: int, smoke: bool, fall: bool = False
-) -> Outcome:
-    model = Reader(unit, width, 1)
+def run_adding(unit: nn.Module, width: int, stages: dict[int, float], most: int, smoke: bool) -> Outcome:
+    """Trained on sequences as long as the keys of `stages`, one after the other, at the rates that are its values."""
+    model, taken = Reader(unit, width, 1), 0
 
-    def losses() -> Iterator[Tensor]:
+    def losses(steps: int) -> Iterator[Tensor]:
         for _ in range(3 if smoke else most):
             x, y = adding(50, steps)
             yield F.mse_loss(model.last(x)[:, 0], y)
 
-    taken = train(model, losses(), rate, clip=10, enough=0.005, fall=most if fall else 0)
+    for steps, rate in stages.items():
+        taken += train(model, losses(steps), rate, clip=10, enough=0.005)
     with torch.no_grad():
         x, y = adding(50 if smoke else 1000, steps)
         error = F.mse_loss(model.last(x)[:, 0], y)
@@ -217,15 +209,15 @@ class Experiment(NamedTuple):
     recipe: str
 
 
-def adding_with(make: Callable[[int], nn.Module], name: str, steps: int, most: int, fall: bool = False) -> Experiment:
-    run = partial(run_adding, width=128, steps=steps, rate=2e-3, most=most, fall=fall)
-    rate = "Adam 2e-3" + (f" falling to 0 in {most} steps" if fall else "")
-    return Experiment(name, partial(make, steps), run, f"{rate}, batch 50, norm clipped to 10")
+def adding_with(make: Callable[[int], nn.Module], name: str, stages: dict[int, float], most: int) -> Experiment:
+    run = partial(run_adding, width=128, stages=stages, most=most)
+    rates = ", then ".join(f"{rate:g}" + f" on {steps} steps" * (len(stages) > 1) for steps, rate in stages.items())
+    return Experiment(name, partial(make, max(stages)), run, f"Adam {rates}, batch 50, norm clipped to 10")
 
 
 def parity_with(kind: type[nn.Module], name: str, most: int) -> Experiment:
     run = partial(run_parity, width=32, rate=3e-3, most=most)
-    return Experiment(name, lambda: kind(2, 32), run, "Adam 3e-3, batch 128, norm clipped to 1")
+    return Experiment(name, lambda: kind(2, 32), run, "Adam 0.003, batch 128, norm clipped to 1")
 
 
 def digits_with(make: Callable[[], nn.Module], name: str, width: int, permuted: bool, rate: float) -> Experiment:
@@ -240,10 +232,13 @@ def copy_with(make: Callable[[], nn.Module], name: str, wait: int, rate: float, 
 
 EXPERIMENTS = {
     "adding, 100 steps": [
-        adding_with(partial(indrnn, 2), "IndRNN 2x128", 100, 1500),
-        adding_with(lambda _: LSTM(2, 128), "LSTM 128", 100, 1500),
+        adding_with(partial(indrnn, 2), "IndRNN 2x128", {100: 2e-3}, 1500),
+        adding_with(lambda _: LSTM(2, 128), "LSTM 128", {100: 2e-3}, 1500),
     ],
-    "adding, 1000 steps": [adding_with(partial(indrnn, 2), "IndRNN 2x128", 1000, 2000, fall=True)],
+    "adding, 1000 steps": [
+        adding_with(partial(indrnn, 2), "IndRNN 2x128", {100: 2e-3, 300: 1e-3, 1000: 1e-3}, 1000),
+        adding_with(partial(indrnn, 2), "IndRNN 2x128, long sequences alone", {1000: 2e-3}, 600),
+    ],
     "copy, 100 steps apart": [
         copy_with(lambda: indrnn(10, 120), "IndRNN 2x128", 100, 2e-3, 1500),
         copy_with(lambda: LSTM(10, 128), "LSTM 128", 100, 2e-3, 500),

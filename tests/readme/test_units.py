@@ -42,8 +42,8 @@ def test_every_unit_has_a_page() -> None:
 def test_long_memory_tasks_run(execute: Callable[[list[str], Path], str], tmp_path: Path) -> None:
     lines = execute([sys.executable, "-W", "error", str(EXAMPLE), "--smoke"], tmp_path).splitlines()
     with (ROOT / "docs" / "bench" / "long_memory.csv").open(newline="") as file:
-        kept = [(row["task"], row["network"]) for row in csv.DictReader(file)]
-    assert [tuple(line.split(" | ")[:2]) for line in lines] == kept
+        kept = [(row["task"], row["network"], row["recipe"]) for row in csv.DictReader(file)]
+    assert [tuple(line.split(" | ")[:3]) for line in lines] == kept
 
 
 def test_page_of_long_memory_is_that_of_its_table() -> None:
