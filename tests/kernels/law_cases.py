@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from recurra.kernels import elementwise_scan, gated_scan, linear_scan, memory_conv, registry, ssm2d_scan
+from recurra.kernels.chunks import compiler_reason
 from recurra.kernels.gated_scan import FORMS
 
 Tensors = dict[str, Tensor]
@@ -44,6 +45,7 @@ class Case:
         flags: which of lengths, reset and reverse the function takes.
         streams: whether the last state, fed to the steps that follow, continues the call.
         widest: width that is enough for several threads.
+        too_wide: pairs of a backend and a width of float32 that it does not serve.
         complex: whether values are complex, of which there are none of 16 bit.
         wide: whether last states of 16 bit are float32.
     """
@@ -59,6 +61,7 @@ class Case:
     flags: tuple[str, ...] = ("lengths", "reset", "reverse")
     streams: bool = True
     widest: int = 700
+    too_wide: tuple[tuple[str, int], ...] = ()
     complex: bool = False
     wide: bool = True
 
@@ -123,7 +126,7 @@ def _linear(name: str, shape: Callable[[int, int, int], tuple[int, ...]], comple
         outputs=lambda found, t, lengths: found,
         sequences=("b", "a") if shape(2, 3, 5)[:2] == (2, 3) else ("b",),
         states=("h0",),
-        backends=("reference", "numba"),
+        backends=("reference", "numba", *["compiled"] * (not complex), "triton"),
         complex=complex,
     )
 
@@ -145,7 +148,7 @@ def _elementwise(cell: str) -> Case:
         outputs=lambda found, t, lengths: (found[0], *found[1]),
         sequences=("wx",),
         states=states,
-        backends=("reference", "numba"),
+        backends=("reference", "numba", "compiled", "parallel", "triton"),
     )
 
 
@@ -172,7 +175,7 @@ def _gated(cell: str, *, projected: bool = False, biased: bool = True, recompute
         outputs=lambda found, t, lengths: (found[0], *found[1]),
         sequences=("wx",),
         states=states,
-        backends=("reference",),
+        backends=("reference", "numba", "triton"),
         widest=64,
     )
 
@@ -210,7 +213,7 @@ def _ssm2d(along: str, *, fixed: bool = False) -> Case:
         outputs=outputs,
         sequences=(*b, *(() if fixed else a), *across),
         states=first,
-        backends=("reference",),
+        backends=("reference", "numba", "triton"),
         flags=(),
         wide=False,
     )
@@ -241,7 +244,7 @@ def _memory(name: str, *, left: int, right: int = 0, dilation: int = 1, buffers:
         outputs=outputs,
         sequences=names,
         states=("past",),
-        backends=("reference",),
+        backends=("reference", "numba", "triton"),
         flags=("lengths",),
         streams=right == 0,
     )
@@ -270,21 +273,50 @@ VARIANTS = [
 ]
 
 
+# One case of every operation: what is common to its cells need not be asked of each where that is slow, which is in
+# Triton's interpreter (tens of milliseconds a step) and with compilers (seconds a cell).
+SLOW = ("triton", "compiled")
+TYPICAL = [
+    case
+    for case in CASES
+    if case.name
+    in (
+        "linear_scan varying",
+        "elementwise_scan diag_lstm_cifg",
+        "gated_scan lstm",
+        "ssm2d_scan along columns",
+        "memory_conv causal",
+    )
+]
+
+
 def pairs(
-    chosen: Iterable[Case] = CASES, given: Callable[[Case, str], Iterable[Any]] | None = None
+    chosen: Iterable[Case] = CASES,
+    given: Callable[[Case, str], Iterable[Any]] | None = None,
+    *,
+    slowly: Callable[[Case, str], bool] = lambda case, backend: case in TYPICAL,
 ) -> pytest.MarkDecorator:
-    """Parametrises over cases and the backends that serve each; where told so, over what is given to each pair too."""
-    served = [(case, backend) for case in chosen for backend in case.backends]
+    """Parametrises over cases and the backends that serve each; where told so, over what is given to each pair too.
+
+    Of those of slow backends, it takes the ones that `slowly` lets through.
+    """
+    served = [(c, backend) for c in chosen for backend in c.backends if backend not in SLOW or slowly(c, backend)]
     if given is None:
         return pytest.mark.parametrize(("case", "backend"), [_parameters(*pair) for pair in served])
     more = [(*pair, value) for pair in served for value in dict.fromkeys(given(*pair))]
     return pytest.mark.parametrize(("case", "backend", "given"), [_parameters(*one) for one in more])
 
 
+def missing(backend: str) -> str | None:
+    """Why a backend cannot be tried here: the kernels can be had alone, and without a C++ compiler."""
+    if backend == "compiled":
+        return compiler_reason(torch.empty(0))
+    return f"{backend} is not installed" if backend in ("numba", "triton") and not registry.installed(backend) else None
+
+
 def _parameters(case: Case, backend: str, *given: Any) -> Any:
-    # The kernels can be had alone.
-    missing = backend in ("numba", "triton") and not registry.installed(backend)
-    marks = [pytest.mark.skip(reason=f"{backend} is not installed")] if missing else []
+    reason = missing(backend)
+    marks = [pytest.mark.skip(reason=reason)] if reason else []
     words = "-".join(" ".join(map(str, value)) if isinstance(value, tuple) else str(value) for value in given)
     name = "-".join([case.name, backend, *[words] * bool(given)])
     return pytest.param(case, backend, *given, id=name.replace(" ", "_"), marks=marks)

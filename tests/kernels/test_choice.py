@@ -4,14 +4,13 @@ import re
 
 import pytest
 import torch
-from law_cases import CASES, TOLERANCE, assert_near, exactly, run, weights_of
+from law_cases import CASES, TOLERANCE, TYPICAL, assert_near, exactly, run, weights_of
 
 from recurra.kernels import explain, registry, use_backend
 
-FIRST = list({case.function: case for case in reversed(CASES)}.values())
 ABSENT = {name: f"{name} is not installed; pip install 'recurra-kernels[{name}]'" for name in ("numba", "triton")}
 of_every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name.replace(" ", "_"))
-of_every_operation = pytest.mark.parametrize("case", FIRST, ids=lambda case: case.function.__name__)
+of_every_operation = pytest.mark.parametrize("case", TYPICAL, ids=lambda case: case.function.__name__)
 
 
 @pytest.fixture(autouse=True)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from law_cases import CASES, TOLERANCE, assert_near, assert_same, exactly, leaves, pairs, run, weights_of
+from law_cases import CASES, TOLERANCE, TYPICAL, assert_near, assert_same, exactly, leaves, pairs, run, weights_of
 
 from recurra.kernels import opaque, use_backend
 
@@ -15,10 +15,6 @@ def flags_of(case, batch, steps):
     reset = torch.zeros(batch, steps, dtype=torch.bool)
     reset[:, steps // 2] = True
     return case.known(lengths=lengths.flip(0), reset=reset, reverse=True)
-
-
-# The first case of every operation: some things depend on the operation more than on its cell.
-FIRST = list({case.function: case for case in reversed(CASES)}.values())
 
 
 @pairs(given=lambda case, backend: [False, bool(case.flags)])
@@ -35,7 +31,7 @@ def test_first_and_second_gradients(case, backend, given):
     assert torch.autograd.gradgradcheck(function, list(tensors.values()), fast_mode=True)
 
 
-@pairs(FIRST, lambda case, backend: [bool(case.flags) and backend != "reference"])
+@pairs(TYPICAL, lambda case, backend: [bool(case.flags) and backend != "reference"])
 def test_registration_with_torch(case, backend, given):
     options, inputs = case.prepared(leaves(case.tensors(2, 2, 2)), **(flags_of(case, 2, 2) if given else {}))
     tensors = [t.detach().requires_grad_(t.is_floating_point()) for t in inputs if t is not None]
@@ -48,7 +44,7 @@ def test_registration_with_torch(case, backend, given):
 
 def sizes(case, backend):
     """Those of the calls to be traced: the definition becomes as many operations as it has steps, a kernel one."""
-    return [((3, 4), (2, 6))] if backend != "reference" else [((3, 3),)] * (case in FIRST)
+    return [((3, 4), (2, 6))] if backend != "reference" else [((3, 3),)] * (case in TYPICAL)
 
 
 @pairs(given=sizes)
@@ -138,7 +134,7 @@ def test_projections_in_autocast_feed_the_operation(case, backend):
     assert not case.wide or all(value.dtype == torch.float32 for value in last)
 
 
-@pairs(given=lambda case, backend: ["eager", *["compiled"] * (backend != "reference" and case in FIRST)])
+@pairs(given=lambda case, backend: ["eager", *["compiled"] * (backend != "reference" and case in TYPICAL)])
 def test_the_backward_pass_is_by_the_backend_of_the_forward_pass(case, backend, given):
     tensors = leaves(case.tensors(2, 4, 3, torch.float32))
     torch._dynamo.reset()
