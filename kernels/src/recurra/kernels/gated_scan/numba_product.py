@@ -62,57 +62,56 @@ def _tile(rows: int, vectors: int) -> Callable[..., None]:
 
 
 def _emit(builder: Any, arrays: Any, size: int, row: Any, start: Any, column: Any, rows: int, vectors: int) -> None:
-    """The loop over the depth; `arrays` are x, packed, out of `size` bytes a value."""
+    """One tile; `arrays` are x, packed, out of `size` bytes a value."""
     x, packed, out = arrays
-    word, lanes = ir.IntType(64), BYTES // size
-    scalar = ir.FloatType() if size == 4 else ir.DoubleType()
-    vector = ir.VectorType(scalar, lanes)
-    kind = ir.FunctionType(vector, [vector] * 3)
-    fma = cgutils.get_or_insert_function(builder.module, kind, f"llvm.fma.v{lanes}f{8 * size}")  # type: ignore[no-untyped-call]
+    word = ir.IntType(64)
+    vector = ir.VectorType(ir.FloatType() if size == 4 else ir.DoubleType(), BYTES // size)
     depth, width = (cgutils.unpack_tuple(builder, a.shape)[1] for a in (x, out))  # type: ignore[no-untyped-call]
     numbers = [builder.add(row, word(r)) for r in range(rows)]
     lefts = [builder.gep(x.data, [builder.mul(r, depth)]) for r in numbers]
     targets = [builder.gep(out.data, [builder.add(builder.mul(r, width), column)]) for r in numbers]
-    right = builder.gep(packed.data, [start])
+    sums = _over_depth(builder, lefts, builder.gep(packed.data, [start]), depth, vector, vectors)
+    for index, total in enumerate(sums):
+        builder.store(total, _place(builder, targets[index // vectors], index % vectors, vector), align=size)
 
-    def place(pointer: Any, v: int) -> Any:
-        return builder.bitcast(builder.gep(pointer, [word(v * lanes)]), vector.as_pointer())
 
-    def spread(value: Any) -> Any:
-        unset, first = ir.Constant(vector, ir.Undefined), ir.IntType(32)(0)
-        mask = ir.Constant(ir.VectorType(ir.IntType(32), lanes), [0] * lanes)
-        return builder.shuffle_vector(builder.insert_element(unset, value, first), unset, mask)
-
+def _over_depth(builder: Any, lefts: Any, right: Any, depth: Any, vector: Any, vectors: int) -> list[Any]:
+    """Sums over k of left[k] * right[k, :], row by row, each in `vectors` vectors that stay in registers."""
+    word, size = ir.IntType(64), BYTES // vector.count
+    kind = ir.FunctionType(vector, [vector] * 3)
+    name = f"llvm.fma.v{vector.count}f{8 * size}"
+    fma = cgutils.get_or_insert_function(builder.module, kind, name)  # type: ignore[no-untyped-call]
     before, loop, after = builder.block, builder.append_basic_block("depth"), builder.append_basic_block("stored")
-    some = builder.icmp_signed(">", depth, word(0))
-    builder.cbranch(some, loop, after)
+    builder.cbranch(builder.icmp_signed(">", depth, word(0)), loop, after)
     builder.position_at_end(loop)
-    zero = ir.Constant(vector, [0.0] * lanes)
-    k = builder.phi(word)
-    sums = [[builder.phi(vector) for _ in range(vectors)] for _ in range(rows)]
-    base = builder.gep(right, [builder.mul(k, word(vectors * lanes))])
-    values = [builder.load(place(base, v), align=size) for v in range(vectors)]
-    news = []
-    for r in range(rows):
-        left = spread(builder.load(builder.gep(lefts[r], [k])))
-        news.append([builder.call(fma, [left, values[v], sums[r][v]]) for v in range(vectors)])
+    k, zero = builder.phi(word), ir.Constant(vector, [0.0] * vector.count)
+    sums = [builder.phi(vector) for _ in range(vectors * len(lefts))]
+    base = builder.gep(right, [builder.mul(k, word(vectors * vector.count))])
+    values = [builder.load(_place(builder, base, v, vector), align=size) for v in range(vectors)]
+    spread = [_spread(builder, builder.load(builder.gep(left, [k])), vector) for left in lefts]
+    pairs = [(left, value) for left in spread for value in values]
+    new = [builder.call(fma, [left, value, old]) for (left, value), old in zip(pairs, sums, strict=True)]
     following = builder.add(k, word(1))
-    for phi, new in [
-        (k, following),
-        *((s, n) for ss, ns in zip(sums, news, strict=True) for s, n in zip(ss, ns, strict=True)),
-    ]:
-        phi.add_incoming(word(0) if phi is k else zero, before)
-        phi.add_incoming(new, loop)
+    for phi, first, then in [(k, word(0), following), *((s, zero, n) for s, n in zip(sums, new, strict=True))]:
+        phi.add_incoming(first, before)
+        phi.add_incoming(then, loop)
     builder.cbranch(builder.icmp_signed("<", following, depth), loop, after)
     builder.position_at_end(after)
-    totals = []
-    for new in (n for ns in news for n in ns):
-        total = builder.phi(vector)
+    totals = [builder.phi(vector) for _ in new]
+    for total, value in zip(totals, new, strict=True):
         total.add_incoming(zero, before)
-        total.add_incoming(new, loop)
-        totals.append(total)
-    for index, total in enumerate(totals):
-        builder.store(total, place(targets[index // vectors], index % vectors), align=size)
+        total.add_incoming(value, loop)
+    return totals
+
+
+def _place(builder: Any, pointer: Any, index: int, vector: Any) -> Any:
+    return builder.bitcast(builder.gep(pointer, [ir.IntType(64)(index * vector.count)]), vector.as_pointer())
+
+
+def _spread(builder: Any, value: Any, vector: Any) -> Any:
+    unset, lane = ir.Constant(vector, ir.Undefined), ir.IntType(32)
+    mask = ir.Constant(ir.VectorType(lane, vector.count), [0] * vector.count)
+    return builder.shuffle_vector(builder.insert_element(unset, value, lane(0)), unset, mask)
 
 
 _wide4, _wide2, _wide1 = _tile(4, ACROSS), _tile(2, ACROSS), _tile(1, ACROSS)
