@@ -224,7 +224,7 @@ def backward(
 def _coefficients(inputs: Any, results: Sequence[Tensor], p: Tensor, q: Tensor) -> list[Tensor]:
     batch, rows, columns, width = p.shape
     block = min(WIDTH, triton.next_power_of_2(width))
-    tile = TILE // block
+    tile = TILE // 2 // block  # it holds four products at once
     chunks = triton.cdiv(rows * columns, tile)
     full = [a.shape[1] * a.shape[2] > 1 for a in inputs[:4]]
     da = [p.new_empty(p.shape if each else (batch, chunks, 1, width)) for each in full]
