@@ -28,10 +28,10 @@ from recurra.kernels.linear_scan import triton_chunks
 from recurra.kernels.registry import measured_costs
 from recurra.kernels.sequences import wide
 
-# Bytes that a lane has under way while it computes: steps loaded ahead, by the bytes of a value.
-AHEAD = {4: 16, 8: 8, 16: 4}
-# Steps and lanes of a chunk, by the bytes of a value, for 4 warps.
-CHUNK, CHUNK_BYTES = 128, 64
+# Steps that a lane loads ahead, by the bytes of a value: forward with a fixed and a varying a, backward likewise.
+AHEAD = {4: (16, 12, 8, 6), 8: (8, 6, 4, 3), 16: (4, 3, 2, 2)}
+# Steps of a chunk, bytes of its lanes forward and backward, and warps.
+CHUNK, FORWARD_BYTES, BACKWARD_BYTES, WARPS = 128, 64, 32, 4
 
 
 @triton.jit
@@ -210,18 +210,18 @@ def _forward_lanes(a: Tensor, b: Tensor, h0: Tensor, h: Tensor, last: Tensor, si
     forward_lanes[(triton.cdiv(sizes.total, block["BLOCK"]),)](
         a, b, h0, sizes.lengths, sizes.reset, h, last, sizes.steps, sizes.width, sizes.total,
         *strides(a)[:3], *strides(b)[:3],
-        **sizes.options, FIXED=a.shape[1] == 1, TILE=AHEAD[sizes.bytes], **block,
+        **sizes.options, FIXED=a.shape[1] == 1, TILE=AHEAD[sizes.bytes][a.shape[1] != 1], **block,
     )  # fmt: skip
 
 
 def _forward_chunks(a: Tensor, b: Tensor, h0: Tensor, h: Tensor, last: Tensor, sizes: _Sizes) -> None:
     chunks = triton.cdiv(sizes.steps, CHUNK)
-    block = CHUNK_BYTES // sizes.bytes
+    block = FORWARD_BYTES // sizes.bytes
 
     def run(maps: Tensor, before: Tensor, apply: bool) -> None:
         triton_chunks.forward_chunk[(triton.cdiv(sizes.total, block), chunks)](
             a, b, h0, sizes.lengths, sizes.reset, maps, before, h, sizes.steps, sizes.width, sizes.total, chunks,
-            *strides(a)[:3], *strides(b)[:3], **sizes.options, APPLY=apply, CHUNK=CHUNK, BLOCK=block, num_warps=4,
+            *strides(a)[:3], *strides(b)[:3], **sizes.options, APPLY=apply, CHUNK=CHUNK, BLOCK=block, num_warps=WARPS,
         )  # fmt: skip
 
     last.copy_(_three_passes(run, h0, last, chunks, sizes).T.reshape(last.shape))
@@ -258,20 +258,21 @@ def _backward_lanes(given: list[Tensor], made: list[Tensor], sizes: _Sizes, want
     backward_lanes[(triton.cdiv(sizes.total, block["BLOCK"]),)](
         a, h, h0, sizes.lengths, sizes.reset, dh, d_last.contiguous(), da, db, dh0,
         sizes.steps, sizes.width, sizes.total, *strides(a)[:3], *strides(dh)[:3],
-        **sizes.options, FIXED=a.shape[1] == 1, WANTED=wanted, TILE=AHEAD[sizes.bytes] // 2, **block,
+        **sizes.options, FIXED=a.shape[1] == 1, WANTED=wanted, TILE=AHEAD[sizes.bytes][2 + (a.shape[1] != 1)],
+        **block,
     )  # fmt: skip
 
 
 def _backward_chunks(given: list[Tensor], made: list[Tensor], sizes: _Sizes, wanted: bool) -> None:
     (a, h, h0, dh, d_last), (da, db, dh0) = given, made
     chunks = dh0.shape[0]
-    block = CHUNK_BYTES // sizes.bytes
+    block = BACKWARD_BYTES // sizes.bytes
 
     def run(maps: Tensor, before: Tensor, apply: bool) -> None:
         triton_chunks.backward_chunk[(triton.cdiv(sizes.total, block), chunks)](
             a, h, h0, sizes.lengths, sizes.reset, dh, maps, before, da, db, dh0,
-            sizes.steps, sizes.width, sizes.total, chunks, *strides(a)[:3], *strides(dh)[:3],
-            **sizes.options, FIXED=a.shape[1] == 1, WANTED=wanted, APPLY=apply, CHUNK=CHUNK, BLOCK=block, num_warps=4,
+            sizes.steps, sizes.width, sizes.total, chunks, *strides(a)[:3], *strides(dh)[:3], **sizes.options,
+            FIXED=a.shape[1] == 1, WANTED=wanted, APPLY=apply, CHUNK=CHUNK, BLOCK=block, num_warps=WARPS,
         )  # fmt: skip
 
     _three_passes(run, d_last, dh0[0], chunks, sizes)
