@@ -226,8 +226,8 @@ def test_compiled_for_hopper(ahead_of_time):
             )  # fmt: skip
     for case, found in zip(cases, ahead_of_time(cases), strict=True):
         assert found["stack"] == found["local"] == 0, (case["function"], found)
-        # Two programs of 256 threads on a processor of 65536 registers.
-        assert found["registers"] <= 128, (case["function"], found)
+        # Programs of the scans are fewer than processors; of the third kernel two fit one, of 65536 registers.
+        assert found["registers"] <= (128 if case["function"] == "coefficients_kernel" else 255), found
         assert found["shared"] <= 16384
 
 

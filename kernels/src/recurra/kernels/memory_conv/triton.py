@@ -208,7 +208,11 @@ class _Sources(NamedTuple):
 
 def _sources(buffers: Sequence[Tensor], past: Tensor | None, lengths: Tensor | None) -> _Sources:
     whole = [x.detach().contiguous() for x in buffers]
-    return _Sources(whole, None if past is None else past.detach().contiguous(), lengths)
+    return _Sources(
+        whole,
+        None if past is None else past.detach().contiguous(),
+        None if lengths is None else lengths.contiguous(),
+    )
 
 
 def _parts(batch: int, steps: int, dilation: int) -> int:

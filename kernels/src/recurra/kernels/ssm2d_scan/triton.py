@@ -16,11 +16,6 @@ TILE, WIDTH, WARPS = 2048, 16, 8
 
 
 @triton.jit
-def _load(pointer, offset, mask, other, WIDE: tl.constexpr):  # type: ignore[no-untyped-def]
-    return tl.load(pointer + offset, mask=mask, other=other).to(WIDE)
-
-
-@triton.jit
 def forward_kernel(  # type: ignore[no-untyped-def]
     a1, a2, a3, a4, b1, b2, left_h, left_g, above_h, above_g, h, g,
     a1_b, a1_v, a1_t, a2_b, a2_v, a2_t, a3_b, a3_v, a3_t, a4_b, a4_v, a4_t,
@@ -39,22 +34,25 @@ def forward_kernel(  # type: ignore[no-untyped-def]
         for first in range(0, columns, COLUMNS):
             t = tl.cast(first, tl.int64) + place
             mask, cell, old = (t < columns) & there, cells + v * cell_v + t * cell_t, line + t * width
-            x = _load(a3, v * a3_v + t * a3_t, mask, 0.0, WIDE) * tl.load(above_h + old, mask=mask, other=0.0)
-            x += _load(a4, v * a4_v + t * a4_t, mask, 0.0, WIDE) * tl.load(above_g + old, mask=mask, other=0.0)
-            x += _load(b2, cell, mask, 0.0, WIDE)
+            x = tl.load(above_h + old, mask=mask, other=0.0)
+            x *= tl.load(a3 + v * a3_v + t * a3_t, mask=mask, other=0.0).to(WIDE)
+            y = tl.load(above_g + old, mask=mask, other=0.0)
+            x += tl.load(a4 + v * a4_v + t * a4_t, mask=mask, other=0.0).to(WIDE) * y
+            x += tl.load(b2 + cell, mask=mask, other=0.0).to(WIDE)
             tl.store(above_g + old, x, mask=mask)
             tl.store(g + cell, x.to(g.dtype.element_ty), mask=mask)
         # Other threads wrote the column before.
         tl.debug_barrier()
         start = (batch * rows + v) * width + n
-        carry, g_left = _load(left_h, start, there, 0.0, WIDE), _load(left_g, start, there, 0.0, WIDE)
+        carry = tl.load(left_h + start, mask=there, other=0.0).to(WIDE)
+        g_left = tl.load(left_g + start, mask=there, other=0.0).to(WIDE)
         for first in range(0, columns, COLUMNS):
             t = tl.cast(first, tl.int64) + place
             mask, cell, old = (t < columns) & there, cells + v * cell_v + t * cell_t, line + t * width
             g_before = tl.load(above_g + old - width, mask=mask & (t > 0), other=0.0)
-            x = _load(a2, v * a2_v + t * a2_t, mask, 0.0, WIDE) * tl.where(t == 0, g_left, g_before)
-            x += _load(b1, cell, mask, 0.0, WIDE)
-            a = _load(a1, v * a1_v + t * a1_t, mask, 1.0, WIDE)
+            x = tl.load(a2 + v * a2_v + t * a2_t, mask=mask, other=0.0).to(WIDE) * tl.where(t == 0, g_left, g_before)
+            x += tl.load(b1 + cell, mask=mask, other=0.0).to(WIDE)
+            a = tl.load(a1 + v * a1_v + t * a1_t, mask=mask, other=1.0).to(WIDE)
             x += tl.where(place == 0, a * carry, 0.0)
             _, x = tl.associative_scan((a, x), 0, compose)
             carry = tl.sum(tl.where(place == COLUMNS - 1, x, 0.0), 0)[None, :]
@@ -84,8 +82,8 @@ def adjoint_kernel(  # type: ignore[no-untyped-def]
         for tile in range(tiles):
             t = tl.cast((tiles - 1 - tile) * COLUMNS, tl.int64) + place
             mask, cell, old = (t < columns) & there, cells + v * cell_v + t * cell_t, line + t * width
-            x = _load(dh, cell, mask, 0.0, WIDE) + tl.load(d_above_h + old, mask=mask, other=0.0)
-            a = _load(a1, v * a1_v + (t + 1) * a1_t, (t + 1 < columns) & there, 1.0, WIDE)
+            x = tl.load(dh + cell, mask=mask, other=0.0).to(WIDE) + tl.load(d_above_h + old, mask=mask, other=0.0)
+            a = tl.load(a1 + v * a1_v + (t + 1) * a1_t, mask=(t + 1 < columns) & there, other=1.0).to(WIDE)
             x += tl.where(place == COLUMNS - 1, a * carry, 0.0)
             _, x = tl.associative_scan((a, x), 0, compose, reverse=True)
             carry = tl.sum(tl.where(place == 0, x, 0.0), 0)[None, :]
@@ -96,14 +94,20 @@ def adjoint_kernel(  # type: ignore[no-untyped-def]
             t = tl.cast(first, tl.int64) + place
             mask, cell, old = (t < columns) & there, cells + v * cell_v + t * cell_t, line + t * width
             behind = (t + 1 < columns) & there
-            x = _load(a2, v * a2_v + (t + 1) * a2_t, behind, 0.0, WIDE) * tl.load(
-                p + cell + cell_t, mask=behind, other=0.0
-            )
-            x += _load(dg, cell, mask, 0.0, WIDE) + tl.load(d_above_g + old, mask=mask, other=0.0)
+            x = tl.load(p + cell + cell_t, mask=behind, other=0.0)
+            x *= tl.load(a2 + v * a2_v + (t + 1) * a2_t, mask=behind, other=0.0).to(WIDE)
+            x += tl.load(dg + cell, mask=mask, other=0.0).to(WIDE) + tl.load(d_above_g + old, mask=mask, other=0.0)
             tl.store(q + cell, x, mask=mask)
-            tl.store(d_above_h + old, _load(a3, v * a3_v + t * a3_t, mask, 0.0, WIDE) * x, mask=mask)
-            tl.store(d_above_g + old, _load(a4, v * a4_v + t * a4_t, mask, 0.0, WIDE) * x, mask=mask)
+            tl.store(d_above_h + old, tl.load(a3 + v * a3_v + t * a3_t, mask=mask, other=0.0).to(WIDE) * x, mask=mask)
+            tl.store(d_above_g + old, tl.load(a4 + v * a4_v + t * a4_t, mask=mask, other=0.0).to(WIDE) * x, mask=mask)
         tl.debug_barrier()
+
+
+@triton.jit
+def _either(states, inner, border, outer, WIDE: tl.constexpr):  # type: ignore[no-untyped-def]
+    # A neighbour within the cells, or on their border.
+    value = tl.load(states, mask=inner, other=0.0).to(WIDE)
+    return value + tl.load(border, mask=outer, other=0.0).to(WIDE)
 
 
 @triton.jit
@@ -130,17 +134,17 @@ def coefficients_kernel(  # type: ignore[no-untyped-def]
     mask = (place < rows * columns) & (n < width)
     cell, part = (batch * rows * columns + place) * width + n, batch * chunks + chunk
     left, top = (batch * rows + v) * width + n, (batch * columns + t) * width + n
-    adjoint = tl.load(p + cell, mask=mask, other=0.0)
-    before = _load(h, cell - width, mask & (t > 0), 0.0, WIDE) + _load(left_h, left, mask & (t == 0), 0.0, WIDE)
-    _coefficient(da1, adjoint * before, cell, part, n, mask, width, FULL1)
-    before = _load(g, cell - width, mask & (t > 0), 0.0, WIDE) + _load(left_g, left, mask & (t == 0), 0.0, WIDE)
-    _coefficient(da2, adjoint * before, cell, part, n, mask, width, FULL2)
-    adjoint = tl.load(q + cell, mask=mask, other=0.0)
+    adjoint, inner, outer = tl.load(p + cell, mask=mask, other=0.0), mask & (t > 0), mask & (t == 0)
+    value = _either(h + cell - width, inner, left_h + left, outer, WIDE)
+    _coefficient(da1, adjoint * value, cell, part, n, mask, width, FULL1)
+    value = _either(g + cell - width, inner, left_g + left, outer, WIDE)
+    _coefficient(da2, adjoint * value, cell, part, n, mask, width, FULL2)
+    adjoint, inner, outer = tl.load(q + cell, mask=mask, other=0.0), mask & (v > 0), mask & (v == 0)
     up = cell - columns * width
-    above = _load(h, up, mask & (v > 0), 0.0, WIDE) + _load(top_h, top, mask & (v == 0), 0.0, WIDE)
-    _coefficient(da3, adjoint * above, cell, part, n, mask, width, FULL3)
-    above = _load(g, up, mask & (v > 0), 0.0, WIDE) + _load(top_g, top, mask & (v == 0), 0.0, WIDE)
-    _coefficient(da4, adjoint * above, cell, part, n, mask, width, FULL4)
+    value = _either(h + up, inner, top_h + top, outer, WIDE)
+    _coefficient(da3, adjoint * value, cell, part, n, mask, width, FULL3)
+    value = _either(g + up, inner, top_g + top, outer, WIDE)
+    _coefficient(da4, adjoint * value, cell, part, n, mask, width, FULL4)
 
 
 class _Problem(NamedTuple):
