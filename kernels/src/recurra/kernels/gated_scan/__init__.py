@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
+import torch
 from torch import Tensor
 
 from recurra.kernels.gated_scan import reference
@@ -176,6 +177,14 @@ def _check(cell: str, form: Form, wx: Tensor, r: Tensor, bias: Tensor | None, pr
             check_dtype(name, value, wx)
 
 
+def kept_dtype(cell: str, dtype: torch.dtype) -> torch.dtype:
+    """The dtype in which gates are saved for a wx of this dtype."""
+    if cell == "slstm":
+        return wide(dtype)  # its exponentials leave float16
+    # Gates lie in -1..1, where float16 has three bits more: 1 - z of a z near 1 loses most.
+    return torch.float16 if dtype == torch.bfloat16 else dtype
+
+
 def _shapes(options: Options, inputs: Inputs, saving: bool) -> list[Tensor]:
     """Outputs, then what kernels save: gates unless they are recomputed, then the states other than h.
 
@@ -193,7 +202,7 @@ def _shapes(options: Options, inputs: Inputs, saving: bool) -> list[Tensor]:
     found = [wx.new_empty((batch, steps, heads, inputs.h.shape[2]))]
     found += [t.new_empty(t.shape, dtype=carried) for t in (inputs.h, inputs.c, inputs.n, inputs.m) if t is not None]
     if saving and options.save == "gates" and form.saved:
-        kind = carried if options.cell == "slstm" else wx.dtype
+        kind = kept_dtype(options.cell, wx.dtype)
         found.append(wx.new_empty((batch, steps, form.saved, heads, width), dtype=kind))
     if saving and len(form.states) > 1:
         found.append(wx.new_empty((batch, steps, len(form.states) - 1, heads, width), dtype=carried))

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from recurra.kernels.gated_scan import FORMS, numba_cells, numba_loops
+from recurra.kernels.gated_scan import FORMS, kept_dtype, numba_cells, numba_loops
 from recurra.kernels.gated_scan.gradients import before, gates_again, outer, weight_gradients
 from recurra.kernels.gated_scan.numba_product import pack, padded
 from recurra.kernels.jit import array, flags_array, lengths_array, over_ranges
@@ -102,7 +102,8 @@ def forward(options: Any, inputs: Any, saving: bool) -> Sequence[Tensor]:
     _over_sequences(work, inputs)
     results = [y.to(wx.dtype), h_last, *(s.contiguous() for s in rest_last.unbind(1))]
     if keep:
-        results.append(gates if options.cell == "slstm" else gates.to(wx.dtype))
+        narrow = kept_dtype(options.cell, wx.dtype)
+        results.append(gates.clamp_(-65504, 65504).to(narrow) if narrow == torch.float16 else gates.to(narrow))
     return [*results, states] if saving and count else results
 
 

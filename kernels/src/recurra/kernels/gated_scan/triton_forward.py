@@ -124,6 +124,10 @@ def forward_kernel(  # type: ignore[no-untyped-def]
         y_at = places(begin + t, 1, heads, head, old_units, OLD)
         tl.store(y + y_at, tl.where(live[:, None], new[0], 0.0).to(kind), mask=h_mask)
         if GATES_KEPT:
+            if APART:
+                # U h may leave float16, in which gates are kept; then the gate that scales it is 0 or its tanh flat.
+                bounded = tl.minimum(tl.maximum(gate[SAVED - 1], -65504.0), 65504.0)
+                gate = gate[: SAVED - 1] + (bounded if gates.dtype.element_ty == tl.float16 else gate[SAVED - 1],)
             gate = keep(live[:, None], gate, SAVED)
             store_together(gates, begin + t, heads, head, part, row_mask, gate, SAVED, NEW, ROWS, TILE)
         if STATES_KEPT:
