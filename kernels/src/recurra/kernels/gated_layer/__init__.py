@@ -12,7 +12,16 @@ from recurra.kernels.gated_scan import OP as SCAN
 from recurra.kernels.kernel_op import training
 from recurra.kernels.registry import Backend, Choice, Op, installed, measured_costs, requested
 
-TERMS = "call_us", "step_us", "ns_per_value", "ns_per_product"
+TERMS = "call_us", "step_us", "ns_per_value", "ns_per_product", "ns_per_weight"
+
+
+def terms(batch: int, steps: int, values: int, width: int, old: int) -> tuple[float, ...]:
+    """What each of TERMS is multiplied with: `values` are those of wx at a step, the others widths of x and h.
+
+    The last is what reading the recurrent weights at every step costs, however few sequences share it.
+    """
+    thousands = steps * values / 1000
+    return 1, steps, batch * thousands, batch * thousands * (width + old), thousands * old
 
 
 class Options(NamedTuple):
@@ -168,8 +177,7 @@ def _cost(name: str, options: Options, inputs: Inputs) -> float:
     kind = "16 bit" if inputs.x.element_size() == 2 else "32 bit"
     entry = table[options.cell if options.cell in native.KINDS else "lstm"][kind]
     entry = entry["training" if training(tensors) else "inference"]
-    values = batch * steps * inputs.weight[..., 0].numel()
-    sizes = 1, steps, values / 1000, values * (width + inputs.r.shape[3]) / 1000
+    sizes = terms(batch, steps, inputs.weight[..., 0].numel(), width, inputs.r.shape[3])
     return float(sum(entry[term] * size for term, size in zip(TERMS, sizes, strict=True)))
 
 
