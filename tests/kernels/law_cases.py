@@ -290,11 +290,16 @@ TYPICAL = [
 ]
 
 
+def typical(case: Case, backend: str) -> bool:
+    """Lets through one case of every operation, on backends that compile too."""
+    return case in TYPICAL
+
+
 def pairs(
     chosen: Iterable[Case] = CASES,
     given: Callable[[Case, str], Iterable[Any]] | None = None,
     *,
-    slowly: Callable[[Case, str], bool] = lambda case, backend: case in TYPICAL,
+    slowly: Callable[[Case, str], bool] = lambda case, backend: backend == "triton" and case in TYPICAL,
 ) -> pytest.MarkDecorator:
     """Parametrises over cases and the backends that serve each; where told so, over what is given to each pair too.
 

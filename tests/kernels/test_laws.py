@@ -6,7 +6,6 @@ import pytest
 import torch
 from law_cases import (
     CASES,
-    SLOW,
     TOLERANCE,
     TYPICAL,
     VARIANTS,
@@ -17,6 +16,7 @@ from law_cases import (
     missing,
     pairs,
     run,
+    typical,
     weights_of,
 )
 from torch import Tensor
@@ -51,9 +51,9 @@ def test_who_serves_what(case):
 
 def numbers(case, backend):
     """Dtypes, each without flags and with all; fewer of them where that is slow."""
-    if backend in SLOW and case in VARIANTS:
+    if backend == "compiled" or (backend == "triton" and case in VARIANTS):
         return [(torch.float32, "flags")]
-    plain = [torch.float32] if backend in SLOW else case.dtypes
+    plain = [torch.float32] if backend == "triton" else case.dtypes
     return [(dtype, "flags") for dtype in case.dtypes] + [(dtype, "plain") for dtype in plain]
 
 
@@ -122,7 +122,7 @@ def test_streaming_from_any_step(case, backend, steps):
         assert_continues(case, backend, steps, [border])
 
 
-@pairs(STREAMING)
+@pairs(STREAMING, slowly=typical)
 @pytest.mark.parametrize("steps", [64, 65, 1000])
 def test_streaming_from_the_borders_of_chunks(case, backend, steps):
     if backend == "triton":
@@ -141,7 +141,7 @@ def test_streaming_with_lengths_and_in_reverse(case, backend):
             assert_continues(case, backend, 9, [border], **flags)
 
 
-@pairs(STREAMING)
+@pairs(STREAMING, slowly=typical)
 def test_gradients_pass_through_the_state(case, backend):
     tensors = case.tensors(2, 9, 3, torch.float32)
     parts = evaluate(lambda t: in_pieces(case, t, [1, 4, 8], backend), tensors)
@@ -169,7 +169,7 @@ def apart(case, tensors, backend, lengths, reset, reverse):
 
 def flags_apart(case, backend):
     """Each flag alone, and all together."""
-    return [case.flags] if backend in SLOW else [*((flag,) for flag in case.flags), case.flags]
+    return [case.flags] if backend == "triton" else [*((flag,) for flag in case.flags), case.flags]
 
 
 @pairs([*CASES, *VARIANTS], flags_apart)
