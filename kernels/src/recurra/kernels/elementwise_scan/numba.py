@@ -215,7 +215,7 @@ def _compiled(cell: str) -> tuple[Callable[..., None], Callable[..., None]]:
 
 def _arrays(options: Any, inputs: Any, kind: torch.dtype) -> tuple[Any, ...]:
     wx, params, h0, c0, lengths, reset = inputs
-    batch, steps, width = wx.shape[0], wx.shape[1], wx.shape[-1]
+    batch, steps = wx.shape[:2]
     x, u = array(wx, kind), np.atleast_2d(array(params, kind))
     x = x if x.ndim == 4 else x[:, :, None]
     fixed = lengths_array(lengths, batch, steps), flags_array(reset), options.reverse
