@@ -137,7 +137,7 @@ def _part(item, steps, dilation):  # type: ignore[no-untyped-def]
 @jit
 def _windows(items, x, past, weight, source, dense, y, o, more, shift, dilation, lengths, limits, tiles):  # type: ignore[no-untyped-def]
     # Outputs o, o + 1, ... of y, one for each entry of `source`.
-    tile, _, sums = tiles
+    sums, _, tile = tiles
     taps = weight.shape[1] // BLOCK
     for item in range(items[0], items[1]):
         row, t, rows = _part(item, y.shape[1], dilation)
@@ -155,7 +155,7 @@ def _windows(items, x, past, weight, source, dense, y, o, more, shift, dilation,
 @jit
 def _weights(blocks, x, past, dy, source, every, dense, o, d_weight, shift, dilation, lengths, tiles):  # type: ignore[no-untyped-def]
     # A window over x whose weights are dy: the same product with the roles of taps and steps exchanged.
-    tile, dy_tile, part = tiles
+    part, dy_tile, tile = tiles
     batch, steps, _ = dy.shape
     taps = d_weight.shape[1] // BLOCK
     d_weight[blocks[0] : blocks[1]] = 0
@@ -175,7 +175,8 @@ def _weights(blocks, x, past, dy, source, every, dense, o, d_weight, shift, dila
 def _tiles(taps: int, kind: torch.dtype) -> Any:
     # Zeros, for rows and columns that nothing fills; torch's memory begins at a cache line, numba's need not.
     rows = max(taps, STEPS) + 4
-    return tuple(torch.zeros(n * BLOCK, dtype=kind).numpy() for n in (rows + STEPS + taps, rows, rows))
+    whole = torch.zeros((3 * rows + STEPS + taps) * BLOCK, dtype=kind).numpy()
+    return whole[: rows * BLOCK], whole[rows * BLOCK : 2 * rows * BLOCK], whole[2 * rows * BLOCK :]
 
 
 class _Window(NamedTuple):
@@ -252,7 +253,8 @@ def _convolve(x: _Buffers, weight: Tensor, widths: list[int], outs: list[Tensor 
 def _blocks(weight: Tensor) -> Any:
     # (output, tap) -> (block, tap * BLOCK), zero beyond the last output.
     blocks = -(-weight.shape[0] // BLOCK)
-    padded = torch.nn.functional.pad(weight, (0, 0, 0, blocks * BLOCK - weight.shape[0]))
+    missing = blocks * BLOCK - weight.shape[0]
+    padded = torch.nn.functional.pad(weight, (0, 0, 0, missing)) if missing else weight
     return padded.reshape(blocks, BLOCK, -1).transpose(1, 2).reshape(blocks, -1).numpy()
 
 
