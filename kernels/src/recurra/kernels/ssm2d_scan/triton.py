@@ -34,15 +34,12 @@ def forward_kernel(  # type: ignore[no-untyped-def]
         for first in range(0, columns, COLUMNS):
             t = tl.cast(first, tl.int64) + place
             mask, cell, old = (t < columns) & there, cells + v * cell_v + t * cell_t, line + t * width
-            x = tl.load(above_h + old, mask=mask, other=0.0)
-            x *= tl.load(a3 + v * a3_v + t * a3_t, mask=mask, other=0.0).to(WIDE)
-            y = tl.load(above_g + old, mask=mask, other=0.0)
-            x += tl.load(a4 + v * a4_v + t * a4_t, mask=mask, other=0.0).to(WIDE) * y
+            x = tl.load(above_h + old, mask=mask, other=0.0) * tl.load(a3 + v * a3_v + t * a3_t, mask=mask, other=0.0)
+            x += tl.load(above_g + old, mask=mask, other=0.0) * tl.load(a4 + v * a4_v + t * a4_t, mask=mask, other=0.0)
             x += tl.load(b2 + cell, mask=mask, other=0.0).to(WIDE)
             tl.store(above_g + old, x, mask=mask)
             tl.store(g + cell, x.to(g.dtype.element_ty), mask=mask)
-        # Other threads wrote the column before.
-        tl.debug_barrier()
+        tl.debug_barrier()  # other threads wrote the column before
         start = (batch * rows + v) * width + n
         carry = tl.load(left_h + start, mask=there, other=0.0).to(WIDE)
         g_left = tl.load(left_g + start, mask=there, other=0.0).to(WIDE)
@@ -88,8 +85,7 @@ def adjoint_kernel(  # type: ignore[no-untyped-def]
             _, x = tl.associative_scan((a, x), 0, compose, reverse=True)
             carry = tl.sum(tl.where(place == 0, x, 0.0), 0)[None, :]
             tl.store(p + cell, x, mask=mask)
-        # Other threads wrote the column behind.
-        tl.debug_barrier()
+        tl.debug_barrier()  # other threads wrote the column behind
         for first in range(0, columns, COLUMNS):
             t = tl.cast(first, tl.int64) + place
             mask, cell, old = (t < columns) & there, cells + v * cell_v + t * cell_t, line + t * width
