@@ -194,6 +194,7 @@ def run_digits(unit: nn.Module, width: int, permuted: bool, rate: float, epochs:
 #
 # The IndRNN keeps \|u\| below 2^(1/T), so that a gradient can at most double on its way back, and starts its last layer
 # with u close to 1, for what has to be kept up to the last step. The 64 pixels of a digit need neither.
+# For 1000 steps of adding it learns on short sequences first: on long ones alone it needs several times as long.
 
 
 def indrnn(inputs: int, steps: int) -> IndRNN:
@@ -237,7 +238,6 @@ EXPERIMENTS = {
     ],
     "adding, 1000 steps": [
         adding_with(partial(indrnn, 2), "IndRNN 2x128", {100: 2e-3, 300: 1e-3, 1000: 1e-3}, 1000),
-        adding_with(partial(indrnn, 2), "IndRNN 2x128, long sequences alone", {1000: 2e-3}, 600),
     ],
     "copy, 100 steps apart": [
         copy_with(lambda: indrnn(10, 120), "IndRNN 2x128", 100, 2e-3, 1500),
@@ -272,7 +272,8 @@ HEAD = """# Long memory
 
 Written by `python docs/gallery/long_memory.py`, where tasks and training are described and can be changed; the rows
 are kept in `docs/bench/long_memory.csv`. One run of each, seed 0, seconds of one thread: what is within reach of a
-unit, not a ranking of units. *Forgetful* is what a network without memory reaches.
+unit, not a ranking of units. *Forgetful* is what a network without memory reaches; a run that ends near it has not
+learnt its task within these steps. Steps of training end early where the error is small enough.
 
 | task | network | recipe | steps | measure | reached | forgetful | seconds |
 | --- | --- | --- | --- | --- | --- | --- | --- |
