@@ -126,7 +126,11 @@ def backward_kernel(  # type: ignore[no-untyped-def]
             if PROJECTED:
                 s_at = places(begin + t, 1, heads, head, old_units, OLD)
                 tl.store(side + s_at, tl.where(live[:, None], d[0], 0.0).to(kind), mask=h_mask)
-                d = (multiplied(d[0], weights[1], tl.zeros((ROWS, TILE), dtype=WIDE), FACTOR, PRECISION), d[1])
+                # In two parts, as the forward pass.
+                rest = multiplied(
+                    d[0] - d[0].to(kind).to(WIDE), weights[1], tl.zeros((ROWS, TILE), dtype=WIDE), FACTOR, PRECISION
+                )
+                d = (multiplied(d[0], weights[1], rest, FACTOR, PRECISION), d[1])
             grads, last, d_old = cell_back(gate, old, now, d, CELL)
         grads = keep(live[:, None], grads, GATES)
         if APART:

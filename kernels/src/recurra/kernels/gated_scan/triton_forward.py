@@ -118,7 +118,10 @@ def forward_kernel(  # type: ignore[no-untyped-def]
         new, gate = cell_step(p, old, CELL)
         if PROJECTED:
             none = tl.zeros((ROWS, OLD_TILE), dtype=WIDE)
-            new = (multiplied(new[0], weights[1], none, FACTOR, PRECISION), new[1])
+            # In two parts: rounded at once it would be the largest error of a step in 16 bit.
+            rest = new[0] - new[0].to(kind).to(WIDE)
+            projected = multiplied(rest, weights[1], none, FACTOR, PRECISION)
+            new = (multiplied(new[0], weights[1], projected, FACTOR, PRECISION), new[1])
         state = select(live[:, None], new, state, STATES)
 
         y_at = places(begin + t, 1, heads, head, old_units, OLD)
