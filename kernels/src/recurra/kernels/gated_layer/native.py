@@ -32,6 +32,8 @@ def reason(options: Any, inputs: Any) -> str | None:
         return "torch's layers take no empty sequences"
     if any(t.dtype != x.dtype for t in tensors) or (x.device.type == "cpu" and x.dtype == torch.float16):
         return f"torch's layers take one dtype, on a CPU not float16; got {', '.join(str(t.dtype) for t in tensors)}"
+    if inputs.state is not None and any(s.dtype != x.dtype for s in inputs.state):
+        return f"torch would round the carried state to {x.dtype}"
     if torch.is_autocast_enabled(x.device.type):
         return "under autocast the scan gives product and states a dtype each"
     return None
