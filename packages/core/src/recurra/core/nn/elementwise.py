@@ -78,19 +78,22 @@ class IndRNN(Recurrent[HiddenState]):
         self.state_widths = (hidden,)
         self.nonlinearity, self.batch_norm, self.long_memory = nonlinearity, batch_norm, long_memory
         self.bound = None if steps is None else mag ** (1 / steps)
+        self._make_parameters(projected=input is not None, bias=bias)
+        self.reset_parameters()
+
+    def _make_parameters(self, *, projected: bool, bias: bool) -> None:
+        hidden = self.hidden
         for ending in self.suffixes:
-            if input is not None or not ending.startswith("_l0"):
-                self.register_parameter(
-                    f"weight_ih{ending}", nn.Parameter(torch.empty(hidden, self.layer_inputs(ending)))
-                )
+            if projected or not ending.startswith("_l0"):
+                weight = nn.Parameter(torch.empty(hidden, self.layer_inputs(ending)))
+                self.register_parameter(f"weight_ih{ending}", weight)
                 self.register_parameter(f"bias{ending}", nn.Parameter(torch.empty(hidden)) if bias else None)
             self.register_parameter(f"weight_hh{ending}", nn.Parameter(torch.empty(hidden)))
-            if batch_norm == "before":
+            if self.batch_norm == "before":
                 self.add_module(f"norm{ending}", SequenceBatchNorm(hidden))
-        if batch_norm == "after":
-            for layer in range(num_layers):
+        if self.batch_norm == "after":
+            for layer in range(self.num_layers):
                 self.add_module(f"norm_l{layer}", SequenceBatchNorm(hidden * self.directions))
-        self.reset_parameters()
 
     def reset_parameters(self) -> None:
         """Draw u uniformly as described above and W by He's rule with slope 8; biases start at zero."""
