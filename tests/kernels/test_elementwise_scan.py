@@ -218,7 +218,7 @@ import importlib.util, torch
 real = importlib.util.find_spec
 importlib.util.find_spec = lambda name, *rest: None if name == "numba" else real(name, *rest)
 from recurra.kernels import explain
-short, long = torch.zeros(64, 4, 64), torch.zeros(16, 8000, 64, requires_grad=True)
+short, long = torch.zeros(64, 4, 64), torch.zeros(4, 8000, 64, requires_grad=True)
 print(explain("elementwise_scan", "diag_gru", short[:, :, None].expand(-1, -1, 3, -1), torch.zeros(3, 64)).backend)
 choice = explain("elementwise_scan", "indrnn_relu", long, torch.zeros(64))
 print(choice.backend, choice.rejected["numba"])
