@@ -31,7 +31,7 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 @pytest.fixture(params=["lanes", "chunks"])
 def form(request, monkeypatch):
-    """One of the two forms whatever the sizes, with chunks of 16 steps so that few steps are several of them."""
+    """One of the two forms whatever the sizes, with chunks of 8 steps so that few steps are several of them."""
     take(monkeypatch, request.param)
     return request.param
 
@@ -39,8 +39,8 @@ def form(request, monkeypatch):
 def take(monkeypatch, form):
     monkeypatch.setattr(linear, "chunked", lambda *sizes: form == "chunks")
     monkeypatch.setattr(elementwise, "chunked", lambda *sizes: form == "chunks")
-    monkeypatch.setattr(linear, "CHUNK", 16)
-    monkeypatch.setattr(elementwise, "WINDOW", dict.fromkeys(elementwise.WINDOW, 16))
+    monkeypatch.setattr(linear, "CHUNK", 8)
+    monkeypatch.setattr(elementwise, "WINDOW", dict.fromkeys(elementwise.WINDOW, 8))
     # The interpreter takes its time over each lane and each step loaded ahead, existing or not.
     monkeypatch.setattr(linear, "FORWARD_BYTES", 16)
     monkeypatch.setattr(linear, "BACKWARD_BYTES", 16)
@@ -113,10 +113,11 @@ def test_cells_with_every_flag(cell, form):
     torch.manual_seed(0)
     # Newton's method leaves a residual of some roundings.
     slack = 3.0 if form == "chunks" and cell in NEWTON else 1.0
-    for case, steps in enumerate((1, 2, 3, 17, 64, 65) if form == "lanes" else (1, 16, 33)):
+    sizes = (1, 3, 8, 17) if form == "chunks" or cell != "indrnn_relu" else (1, 2, 3, 17, 64, 65)
+    for case, steps in enumerate(sizes):
         more = flags(steps, case % 2 == 1, case % 3 > 0)
         tensors = drawn(cell, steps, torch.float32)
-        compare(scanned(cell, reverse=case in (1, 2, 5), **more), tensors, more["lengths"], slack=slack)
+        compare(scanned(cell, reverse=case in (1, 3, 5), **more), tensors, more["lengths"], slack=slack)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
@@ -124,8 +125,8 @@ def test_cells_with_every_flag(cell, form):
 def test_dtypes_of_cells(cell, dtype, monkeypatch):
     torch.manual_seed(1)
     take(monkeypatch, "chunks" if dtype == torch.bfloat16 else "lanes")
-    more = flags(19, True, True)
-    tensors = drawn(cell, 19, dtype)
+    more = flags(17, True, True)
+    tensors = drawn(cell, 17, dtype)
     compare(scanned(cell, **more), tensors, more["lengths"], slack=30.0 if dtype == torch.float64 else 1.5)
     with torch.no_grad():
         y, *last = scanned(cell, **more)("triton", *tensors)
@@ -134,24 +135,29 @@ def test_dtypes_of_cells(cell, dtype, monkeypatch):
     assert all(state.dtype == wide for state in last)
 
 
-@pytest.mark.parametrize("kind", [torch.float32, torch.complex64])
-@pytest.mark.parametrize("shape", [(BATCH, 0, WIDTH), (0, WIDTH), (BATCH, 1, WIDTH), (WIDTH,)])
+# Of coefficients; 0 stands for the number of steps.
+SHAPES = [(BATCH, 0, WIDTH), (0, WIDTH), (BATCH, 1, WIDTH), (WIDTH,)]
+
+
+@pytest.mark.parametrize(
+    ("shape", "kind"), [*((s, torch.float32) for s in SHAPES), *((s, torch.complex64) for s in SHAPES[::3])]
+)
 def test_linear_scan_with_coefficients_of_every_shape(shape, kind, form):
     torch.manual_seed(2)
-    for case, steps in enumerate((2, 17, 33 if form == "lanes" else 20)):
-        more = flags(steps, case % 2 == 1, case < 2)
+    for case, steps in enumerate((2, 17, 33) if form == "lanes" else (17,)):
+        more = flags(steps, case != 1, case < 2)
         a = randn(*(n or steps for n in shape), dtype=kind, scale=0.7)
         tensors = [randn(BATCH, steps, WIDTH, dtype=kind), a, randn(BATCH, WIDTH, dtype=kind)]
         tensors = [t.detach().requires_grad_() for t in tensors]
-        compare(solved(reverse=case > 0, **more), tensors, more["lengths"], slack=2.0)
+        compare(solved(reverse=case > 0 or form == "chunks", **more), tensors, more["lengths"], slack=2.0)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64, torch.complex128])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64, torch.complex128])
 def test_dtypes_of_linear_scan(dtype, form):
     torch.manual_seed(3)
-    more = flags(19, True, True)
+    more = flags(17, True, True)
     kind = torch.complex128 if dtype.is_complex else torch.float64
-    tensors = [randn(*n, dtype=kind, scale=0.7) for n in ((BATCH, 19, WIDTH), (BATCH, 19, WIDTH), (BATCH, WIDTH))]
+    tensors = [randn(*n, dtype=kind, scale=0.7) for n in ((BATCH, 17, WIDTH), (BATCH, 17, WIDTH), (BATCH, WIDTH))]
     tensors = [t.detach().to(dtype).requires_grad_() for t in tensors]
     compare(solved(**more), tensors, more["lengths"], slack=30.0 if kind == dtype else 1.5)
 
@@ -234,10 +240,10 @@ def test_slopes_above_one_below_zero_and_zero(form):
 @pytest.mark.parametrize("cell", CELLS)
 def test_nan_stays_in_its_unit_and_ends_with_its_episode(cell, form):
     torch.manual_seed(8)
-    wx, params, *state = (t.detach() for t in drawn(cell, 20, torch.float64))
+    wx, params, *state = (t.detach() for t in drawn(cell, 10, torch.float64))
     wx[1, 5, ..., 2] = math.nan
-    reset = torch.zeros(BATCH, 20, dtype=torch.bool, device=DEVICE)
-    for again in (None, 17):
+    reset = torch.zeros(BATCH, 10, dtype=torch.bool, device=DEVICE)
+    for again in (None, 8):
         if again:
             reset[1, again] = True
         kept = reset if again else None
@@ -278,8 +284,8 @@ def test_newton_takes_to_the_loop_only_where_it_must(cell, monkeypatch):
     assert not windows
     monkeypatch.setattr(elementwise, "LIMIT", 0)
     assert all(torch.equal(a, b) for a, b in zip(call("triton", *tensors), want, strict=True))
-    # Two windows of 16 steps, three programs of 4 lanes.
-    assert len(windows) == 6
+    # Three windows of 8 steps, three programs of 4 lanes.
+    assert len(windows) == 9
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
@@ -352,7 +358,7 @@ def hopper_cases():
     yield case(lanes, "backward_lanes", 128, PARTS=2, FIXED=False, TILE=ahead[8][3], **block)
     chunk = {"APPLY": True, "CHUNK": linear.CHUNK}
     yield case(chunks, "forward_chunk", 168, PARTS=1, BLOCK=linear.FORWARD_BYTES // 4, **chunk)
-    yield case(chunks, "backward_chunk", 168, PARTS=1, FIXED=False, BLOCK=linear.BACKWARD_BYTES // 4, **chunk)
+    yield case(chunks, "backward_chunk", 208, PARTS=1, FIXED=False, BLOCK=linear.BACKWARD_BYTES // 4, **chunk)
     yield case(chunks, "backward_chunk", 168, PARTS=2, FIXED=True, BLOCK=linear.BACKWARD_BYTES // 8, **chunk)
     for cell, bound in ((0, 168), (2, 128), (3, 128)):
         forward, backward = behind[list(elementwise.CELLS)[cell]]
