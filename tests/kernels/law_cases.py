@@ -45,7 +45,6 @@ class Case:
         flags: which of lengths, reset and reverse the function takes.
         streams: whether the last state, fed to the steps that follow, continues the call.
         widest: width that is enough for several threads.
-        too_wide: pairs of a backend and a width of float32 that it does not serve.
         complex: whether values are complex, of which there are none of 16 bit.
         wide: whether last states of 16 bit are float32.
     """
@@ -61,7 +60,6 @@ class Case:
     flags: tuple[str, ...] = ("lengths", "reset", "reverse")
     streams: bool = True
     widest: int = 700
-    too_wide: tuple[tuple[str, int], ...] = ()
     complex: bool = False
     wide: bool = True
 

@@ -77,13 +77,14 @@ def test_weights_may_be_wide(case, backend):
     assert_near(got, exactly(case, tensors, weights_of(got[0])), TOLERANCE[torch.bfloat16])
 
 
-@pairs()
-@pytest.mark.parametrize("width", [1, 3, 5, 33, 100])
-def test_any_width(case, backend, width):
-    tensors = case.tensors(3, 4, width, torch.float32)
-    if (backend, width) in case.too_wide:
-        assert case.op.backends[backend].supports(*case.prepared(tensors))
-        return
+def widths(case, backend):
+    """Hardly a power of two; heads laid over several programs take the interpreter minutes: test_gated_triton.py."""
+    return [1, 3, 5, 33] if backend == "triton" and case.function is gated_scan else [1, 3, 5, 33, 100]
+
+
+@pairs(given=widths)
+def test_any_width(case, backend, given):
+    tensors = case.tensors(3, 4, given, torch.float32)
     assert_near(run(case, tensors, backend), exactly(case, tensors), FLOAT32)
 
 
