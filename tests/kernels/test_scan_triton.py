@@ -329,7 +329,15 @@ def case(module, function, bound, *, element="fp32", wide="tl.float32", num_warp
     """A kernel as it is launched with every flag on, and the registers it may use."""
     kernel = getattr(importlib.import_module(f"recurra.kernels.{module}"), function)
     carried = ("maps", "before", "h_last", "c_last", "c_all", "last", "d_last", "dh_last", "dc_last", "dh0", "dc0")
-    every = {"REVERSE": True, "RAGGED": True, "RESET": True, "SAVING": True, "WANTED": True, "SETS": True}
+    every = {
+        "REVERSE": True,
+        "RAGGED": True,
+        "RESET": True,
+        "SAVING": True,
+        "WANTED": True,
+        "SETS": True,
+        "AGAIN": False,
+    }
     every |= {"WIDE": wide, "LIMIT": 12, "TOLERANCE": 1e-6} | constants
     constants = {name: value for name, value in every.items() if name in kernel.arg_names}
     signature = {}
@@ -365,6 +373,11 @@ def hopper_cases():
         yield case(cells, "forward_lanes", bound, CELL=cell, TILE=forward, **block)
         yield case(cells, "backward_lanes", 128, CELL=cell, TILE=backward, **block)
     yield case(steps, "relu_chunk", 128, APPLY=True, CHUNK=elementwise.WINDOW["indrnn_relu"], BLOCK=8)
+    yield case(steps, "backward_chunk", 168, CELL=0, APPLY=True, CHUNK=elementwise.WINDOW["indrnn_relu"], BLOCK=8)
+    yield case(window, "newton_lanes", 168, CELL=1, CHUNK=elementwise.WINDOW["indrnn_tanh"], BLOCK=8)
+    tanh = {"element": "bf16", "CELL": 1, "AGAIN": True}
+    yield case(steps, "backward_chunk", 168, APPLY=True, CHUNK=128, BLOCK=8, **tanh)
+    yield case(cells, "backward_lanes", 128, TILE=behind["indrnn_tanh"][1], **tanh, **block)
     for cell, name in ((2, "diag_gru"), (3, "diag_lstm_cifg")):
         size = {"CELL": cell, "CHUNK": elementwise.WINDOW[name]}
         warps = elementwise.WARPS * (2 if cell == 3 else 1)

@@ -138,7 +138,7 @@ def _backward_lanes(
     triton_lanes.backward_lanes[(triton.cdiv(sizes.total, block["BLOCK"]),)](
         *_given(inputs, sizes), results[0], results[-1], dy, d_last[0], d_last[-1],
         dwx, dparams, states[0], states[-1], *sizes[2:5], *sizes.strides, row, step, unit,
-        **sizes.options, TILE=_tile(cell, 1, states[0]), **block,
+        **sizes.options, AGAIN=_again(cell, dwx), TILE=_tile(cell, 1, states[0]), **block,
     )  # fmt: skip
 
 
@@ -153,8 +153,8 @@ def _backward_chunks(
     def run(maps: Tensor, before: Tensor, apply: bool) -> None:
         triton_chunks.backward_chunk[(triton.cdiv(sizes.total, _lanes(dwx)), chunks)](
             *_given(inputs, sizes), results[0], results[-1], dy, maps, before, dwx, dparams, states[0], states[-1],
-            *sizes[2:5], chunks, *sizes.strides, *strides(dy),
-            **sizes.options, APPLY=apply, CHUNK=WINDOW[cell], BLOCK=_lanes(dwx), num_warps=WARPS,
+            *sizes[2:5], chunks, *sizes.strides, *strides(dy), **sizes.options,
+            AGAIN=_again(cell, dwx), APPLY=apply, CHUNK=WINDOW[cell], BLOCK=_lanes(dwx), num_warps=WARPS,
         )  # fmt: skip
 
     maps = dparams.new_empty((NUMBERS[kind], chunks, sizes.total))
@@ -185,6 +185,10 @@ def _sizes(options: Any, inputs: Any) -> _Sizes:
 
 def _tile(cell: str, backward: int, state: Tensor) -> int:
     return max(AHEAD[cell][backward] * 4 // state.element_size(), 1)
+
+
+def _again(cell: str, t: Tensor) -> bool:
+    return cell == "indrnn_tanh" and t.element_size() == 2
 
 
 def _lanes(t: Tensor) -> int:

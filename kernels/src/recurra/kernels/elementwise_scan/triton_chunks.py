@@ -79,20 +79,22 @@ def _map(g, s, fresh, live, CELL: tl.constexpr):  # type: ignore[no-untyped-def]
     on = live & (fresh == 0)
     off = tl.where(live, 0.0, 1.0)
     if CELL < 3:
-        return tl.where(on, s[0], off), tl.where(on, s[0] * g, 0.0)
-    a, c = s[3] + s[0] * s[1], s[0] * s[2]
-    return (
-        tl.where(on, a, off), tl.where(on, s[1], 0.0), tl.where(on, c, 0.0), tl.where(on, s[2], off),
-        tl.where(on, a * g, 0.0), tl.where(on, c * g, 0.0),
-    )  # fmt: skip
+        maps = (tl.where(on, s[0], off), tl.where(on, s[0] * g, 0.0))
+    else:
+        a, c = s[3] + s[0] * s[1], s[0] * s[2]
+        maps = (
+            tl.where(on, a, off), tl.where(on, s[1], 0.0), tl.where(on, c, 0.0), tl.where(on, s[2], off),
+            tl.where(on, a * g, 0.0), tl.where(on, c * g, 0.0),
+        )  # fmt: skip
+    return maps
 
 
 @triton.jit(do_not_specialize=["steps", "total", "chunks"])  # type: ignore[misc, unused-ignore]
 def backward_chunk(  # type: ignore[no-untyped-def]
     wx, params, h0, c0, lengths, reset, y, c_all, dy, maps, before, dwx, dparams, dh0, dc0,
     steps, width, total, chunks, x_row, x_step, x_gate, x_unit, g_row, g_step, g_unit,
-    CELL: tl.constexpr, REVERSE: tl.constexpr, RAGGED: tl.constexpr, RESET: tl.constexpr, APPLY: tl.constexpr,
-    WIDE: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr,
+    CELL: tl.constexpr, AGAIN: tl.constexpr, REVERSE: tl.constexpr, RAGGED: tl.constexpr, RESET: tl.constexpr,
+    APPLY: tl.constexpr, WIDE: tl.constexpr, CHUNK: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """First pass: a chunk's map of gradients; with APPLY the last: gradients, of parameters and state a part a chunk.
 
@@ -114,7 +116,7 @@ def backward_chunk(  # type: ignore[no-untyped-def]
     c, new_c = h, h
     w = weights(params, unit[None, :], there[None, :], width, CELL, WIDE)
     g = load(dy + (row * g_row + unit * g_unit)[None, :] + t * g_step, live, WIDE)
-    if CELL < 2:
+    if CELL < 2 and not AGAIN:
         s = slopes_at(load(y + at, live, WIDE), w[0], CELL)
     else:
         if CELL == 3:

@@ -82,7 +82,8 @@ def forward_lanes(  # type: ignore[no-untyped-def]
 @triton.jit
 def _behind(  # type: ignore[no-untyped-def]
     wx, y, c_all, reset, dy, first, n, x_step, x_gate, width, g_step,
-    CELL: tl.constexpr, REVERSE: tl.constexpr, RESET: tl.constexpr, WIDE: tl.constexpr, TILE: tl.constexpr,
+    CELL: tl.constexpr, AGAIN: tl.constexpr, REVERSE: tl.constexpr, RESET: tl.constexpr,
+    WIDE: tl.constexpr, TILE: tl.constexpr,
 ):  # fmt: skip
     tile, fresh = (), ()
     for i in tl.static_range(TILE):
@@ -92,7 +93,7 @@ def _behind(  # type: ignore[no-untyped-def]
         values = (load(dy + t * g_step, live, WIDE), load(y + before, first + i < n - 1, WIDE))
         if CELL == 3:
             values = values + (load(c_all + before, first + i < n - 1, WIDE),)
-        if CELL >= 2:
+        if CELL >= 2 or AGAIN:
             values = values + (rows_of(wx + t * x_step, live, x_gate, CELL, WIDE),)
         tile = tile + (values,)
         if RESET:
@@ -121,10 +122,13 @@ def pulled(g, gc, h, c, new_c, s, CELL: tl.constexpr):  # type: ignore[no-untype
 def backward_lanes(  # type: ignore[no-untyped-def]
     wx, params, h0, c0, lengths, reset, y, c_all, dy, dh_last, dc_last, dwx, dparams, dh0, dc0, steps, width, total,
     x_row, x_step, x_gate, x_unit, g_row, g_step, g_unit,
-    CELL: tl.constexpr, REVERSE: tl.constexpr, RAGGED: tl.constexpr, RESET: tl.constexpr,
+    CELL: tl.constexpr, AGAIN: tl.constexpr, REVERSE: tl.constexpr, RAGGED: tl.constexpr, RESET: tl.constexpr,
     WIDE: tl.constexpr, TILE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Gradients of BLOCK lanes, from each sequence's last step to its first; of the parameters a part a lane."""
+    """Gradients of BLOCK lanes, from each sequence's last step to its first; of the parameters a part a lane.
+
+    With AGAIN slopes are computed from wx, not from y: 1 - y² of a y in 16 bit is a poor one near saturation.
+    """
     lane, row, unit, there = lanes(width, total, BLOCK)
     n = steps_of(lengths, row, steps, there, RAGGED)
     limit = tl.where(there, steps, 0)
@@ -149,12 +153,13 @@ def backward_lanes(  # type: ignore[no-untyped-def]
         sums = sums + (first_h, first_h)
     result = load(y + place(n * 0, n, not REVERSE) * width, n > 0, WIDE)
     ahead, ahead_fresh = _behind(
-        wx, y, c_all, reset, dy, 0, n, x_step, x_gate, width, g_step, CELL, REVERSE, RESET, WIDE, TILE
+        wx, y, c_all, reset, dy, 0, n, x_step, x_gate, width, g_step, CELL, AGAIN, REVERSE, RESET, WIDE, TILE
     )  # fmt: skip
     for first in range(0, steps, TILE):
         now, fresh = ahead, ahead_fresh
         ahead, ahead_fresh = _behind(
-            wx, y, c_all, reset, dy, first + TILE, n, x_step, x_gate, width, g_step, CELL, REVERSE, RESET, WIDE, TILE
+            wx, y, c_all, reset, dy, first + TILE, n, x_step, x_gate, width, g_step,
+            CELL, AGAIN, REVERSE, RESET, WIDE, TILE,
         )  # fmt: skip
         for i in tl.static_range(TILE):
             live = first + i < n
@@ -163,10 +168,10 @@ def backward_lanes(  # type: ignore[no-untyped-def]
                 begins = begins | fresh[i]
             h = tl.where(begins, start, now[i][1])
             c, new_c = h, h
-            if CELL < 2:
+            if CELL < 2 and not AGAIN:
                 s = slopes_at(result, w[0], CELL)
                 result = now[i][1]
-            elif CELL == 2:
+            elif CELL <= 2:
                 _, _, s = cell(h, c, now[i][2], w, CELL)
             else:
                 c = tl.where(begins, start_c, now[i][2])

@@ -73,9 +73,10 @@ def _solve(  # type: ignore[no-untyped-def]
 @triton.jit
 def _held(s, live, CELL: tl.constexpr):  # type: ignore[no-untyped-def]
     # Slopes of the padding: the state stays.
-    if CELL < 3:
-        return (tl.where(live, s[0], 1.0),)
-    return tl.where(live, s[0], 0.0), tl.where(live, s[1], 0.0), tl.where(live, s[2], 1.0), tl.where(live, s[3], 1.0)
+    held = (tl.where(live, s[0], 0.0 if CELL == 3 else 1.0),)
+    if CELL == 3:
+        held = held + (tl.where(live, s[1], 0.0), tl.where(live, s[2], 1.0), tl.where(live, s[3], 1.0))
+    return held
 
 
 @triton.jit
