@@ -1,6 +1,7 @@
 """Which backend serves a call of every operation over time, and how `explain` says why."""
 
 import re
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -77,7 +78,9 @@ def test_without_the_extras_the_definition_or_plain_torch_serves(case, monkeypat
 @of_every_operation
 def test_on_a_gpu_triton_serves(case, monkeypatch):
     monkeypatch.setattr(registry, "installed", lambda module: True)
-    options, inputs = case.prepared(case.tensors(2, 3, 4, torch.float32))
+    hopper = SimpleNamespace(multi_processor_count=132)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: hopper)
+    options, inputs = case.prepared(case.tensors(2, 100, 4, torch.float32))
     # No device is needed to ask: what is asked is where the tensors say they are.
     inputs = case.op.definition.inputs(*(None if t is None else _Claiming(t) for t in inputs))
     reasons = {name: backend.supports(options, inputs) for name, backend in case.op.backends.items()}
