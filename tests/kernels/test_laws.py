@@ -21,12 +21,21 @@ from law_cases import (
 )
 from torch import Tensor
 
-from recurra.kernels import gated_scan
+from recurra.kernels import chunks, gated_scan
 
 FLOAT32 = TOLERANCE[torch.float32]
 # Neither sorted nor all different; one sequence is empty, two are full.
 LENGTHS = torch.tensor([4, 0, 6, 1, 6])
 STEPS = 6
+
+# What Inductor imports says this of itself.
+pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+
+
+@pytest.fixture(autouse=True)
+def short_chunks(monkeypatch):
+    """Chunks of three compiled steps stand for those of fifty, which take minutes to compile."""
+    monkeypatch.setattr(chunks, "CHUNK", 3)
 
 
 def resets(batch: int, steps: int) -> Tensor:
