@@ -4,6 +4,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+import torch.utils.checkpoint
 from torch import Tensor
 
 from recurra.kernels import linear_scan, opaque, use_backend
@@ -189,3 +190,11 @@ def test_a_backend_that_cannot_serve_says_why_and_is_passed_over(monkeypatch):
     with pytest.raises(ValueError, match=r"^backend 'numba' cannot serve linear_scan: it is away$"):
         linear_scan(draw(3), draw(2, 5, 3), backend="numba")
     assert linear_scan(draw(3), draw(2, 5, 3))[0].shape == (2, 5, 3)
+
+
+def test_recomputed_activations_give_the_same_gradient():
+    a, b = draw(2, 5, 3), draw(2, 5, 3, seed=1)
+    expected = torch.autograd.grad(linear_scan(a, b, backend="numba")[0].pow(2).sum(), [a, b])
+    h, _ = torch.utils.checkpoint.checkpoint(lambda a, b: linear_scan(a, b, backend="numba"), a, b, use_reentrant=False)
+    for got, want in zip(torch.autograd.grad(h.pow(2).sum(), [a, b]), expected, strict=True):
+        assert torch.equal(got, want)

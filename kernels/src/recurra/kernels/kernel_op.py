@@ -135,7 +135,8 @@ class _Eager(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor | None) -> tuple[Any, ...]:
         op: KernelOp = ctx.op
-        inputs, results = ctx.saved_tensors[: ctx.given], ctx.saved_tensors[ctx.given :]
+        saved = ctx.saved_tensors  # once: each access unpacks anew, which recomputed activations refuse
+        inputs, results = saved[: ctx.given], saved[ctx.given :]
         given = dense(gradients, results)
         if torch.is_grad_enabled():
             found: Sequence[Tensor | None] = op.derivative(ctx.options, inputs, given)

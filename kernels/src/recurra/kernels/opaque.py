@@ -93,8 +93,11 @@ def _run(op: "KernelOp", text: str, tensors: Sequence[Tensor], backend: str, sav
         else:
             # Laid out as the tracer was told.
             results = list(op.definition.shapes(options, inputs, saving))
-            for result, value in zip(results, chosen(options, inputs), strict=False):
+            outputs = chosen(options, inputs)
+            for result, value in zip(results, outputs, strict=False):
                 result.copy_(value)
+            for unused in results[len(outputs) :]:
+                unused.zero_()
     # Outputs of an operation may share memory neither with its inputs nor with each other.
     seen = {t.data_ptr() for t in tensors}
     for i, result in enumerate(results):
@@ -147,7 +150,8 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
 
 
 def _gradient(op: "KernelOp", backward: Any, ctx: Any, gradients: list[Tensor | None]) -> tuple[Any, ...]:
-    tensors, results = list(ctx.saved_tensors[: ctx.given]), list(ctx.saved_tensors[ctx.given :])
+    saved = list(ctx.saved_tensors)  # once: each access unpacks anew, which recomputed activations refuse
+    tensors, results = saved[: ctx.given], saved[ctx.given :]
     count = op.definition.outputs(_decoded(op.definition.options, ctx.text)[0])
     found = backward(ctx.text, tensors, results, dense(gradients[:count], results))
     return None, [g if differentiable(t) else None for g, t in zip(found, tensors, strict=True)], None, None
@@ -161,10 +165,11 @@ def _save_backward(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> N
 
 def _second_gradient(op: "KernelOp", ctx: Any, second: list[Tensor]) -> tuple[Any, ...]:
     # Of the gradients as functions of inputs and output gradients alone, through the definition.
-    tensors, again = ctx.saved_tensors[: ctx.given], torch.is_grad_enabled()
+    saved, again = ctx.saved_tensors, torch.is_grad_enabled()
+    tensors, gradients = saved[: ctx.given], saved[ctx.given :]
     with torch.enable_grad():
         free = [alias(t) if differentiable(t) else t for t in tensors]
-        pulled = [alias(t) for t in ctx.saved_tensors[ctx.given :]]
+        pulled = [alias(t) for t in gradients]
         options, inputs = decode(op, ctx.text, free)
         first = [g for g, t in zip(op.derivative(options, inputs, pulled), inputs, strict=True) if t is not None]
         used = [(g, d) for g, d in zip(first, second, strict=True) if g is not None and g.requires_grad]

@@ -73,8 +73,12 @@ class Newton:
             error = [torch.where(part.live, f - s, 0) for f, s in zip(after, now, strict=True)]
             # Not finite is not below.
             good = torch.stack([_largest(e) < tolerance * (1 + _largest(s)) for e, s in zip(error, now, strict=True)])
-            done = good.all(0)
-            iterations[waiting[done]] = iteration
+            good = good.all(0)
+            first = good & (iterations[waiting] < 0)
+            iterations[waiting[first]] = iteration
+            iterations[waiting[~good]] = -1
+            # One correction more than the certificate asks for takes the error to the rounding of the states.
+            done = good & ~first
             waiting = waiting[~done]
             if exact or iteration == self.max_iterations or not len(waiting):
                 break
