@@ -1,5 +1,6 @@
 """Time loops of a fixed number of steps through torch.compile, for CPUs without numba."""
 
+import functools
 import os
 import shutil
 import sysconfig
@@ -31,7 +32,11 @@ def compiler_reason(lead: Tensor) -> str | None:
     """Why torch.compile cannot serve a tensor like this; None if it can."""
     if lead.device.type != "cpu":
         return f"compiled serves CPU tensors; these are on {lead.device}"
-    compiler = os.environ.get("CXX", "g++")
+    return _toolchain_reason(os.environ.get("CXX", "g++"))
+
+
+@functools.cache
+def _toolchain_reason(compiler: str) -> str | None:
     if shutil.which(compiler) is None:
         return f"no C++ compiler found ({compiler}); install one or name it in the environment variable CXX"
     if not Path(sysconfig.get_paths()["include"], "Python.h").exists():

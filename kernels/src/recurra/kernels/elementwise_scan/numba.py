@@ -69,13 +69,15 @@ def _diag_lstm_cifg(x, u, h, c, y, w0, w1):  # type: ignore[no-untyped-def]
 # Of eight bits, so that it takes the type of its partner; a plain 1 would make all of float32 float64.
 ONE = np.int8(1)
 
-# Each of the following turns (dh, dc), gradients of the state after a step, into those of the state before it.
+# Each of the following turns (dh, dc), gradients of the state after a step, into those of the state before it. Where
+# memory is the limit they go from the last unit to the first, as they do from the last step: reading in one direction,
+# which the processor foresees, takes half the time.
 
 
 @jit_distinct
 def _indrnn_relu_back(x, u, h, c, y, c_new, dy, dh, dc, dx, du, w0, w1):  # type: ignore[no-untyped-def]
     u_t, dx_t, du_t = u[0, w0:w1], dx[0, w0:w1], du[0, w0:w1]
-    for i in range(w1 - w0):
+    for i in range(w1 - w0 - 1, -1, -1):
         dx_t[i] = 0 if y[i] <= 0 else dy[i] + dh[i]
         d = dx_t[i]
         du_t[i] += d * h[i]
@@ -85,7 +87,7 @@ def _indrnn_relu_back(x, u, h, c, y, c_new, dy, dh, dc, dx, du, w0, w1):  # type
 @jit_distinct
 def _indrnn_tanh_back(x, u, h, c, y, c_new, dy, dh, dc, dx, du, w0, w1):  # type: ignore[no-untyped-def]
     u_t, dx_t, du_t = u[0, w0:w1], dx[0, w0:w1], du[0, w0:w1]
-    for i in range(w1 - w0):
+    for i in range(w1 - w0 - 1, -1, -1):
         d = dy[i] + dh[i]
         d -= d * y[i] * y[i]
         dx_t[i] = d
@@ -96,7 +98,7 @@ def _indrnn_tanh_back(x, u, h, c, y, c_new, dy, dh, dc, dx, du, w0, w1):  # type
 @jit_distinct
 def _indrnn_linear_back(x, u, h, c, y, c_new, dy, dh, dc, dx, du, w0, w1):  # type: ignore[no-untyped-def]
     u_t, dx_t, du_t = u[0, w0:w1], dx[0, w0:w1], du[0, w0:w1]
-    for i in range(w1 - w0):
+    for i in range(w1 - w0 - 1, -1, -1):
         d = dy[i] + dh[i]
         dx_t[i] = d
         du_t[i] += d * h[i]
