@@ -61,8 +61,8 @@ def medium_training() -> Goal:
     )
 
 
-def scan_goal(what: str, names: dict[str, float], rival: str, against: str) -> Goal:
-    return Goal(what, against, tuple(Measure(name, goal, rival) for name, goal in names.items()))
+def scan_goal(what: str, names: dict[str, float], rival: str, against: str, why: str = "") -> Goal:
+    return Goal(what, against, tuple(Measure(name, goal, rival) for name, goal in names.items()), why=why)
 
 
 def bandwidth(what: str, kind: str, shape: tuple[int, ...], forward: int, both: int) -> Goal:
@@ -91,18 +91,22 @@ GOALS = [
         {"indrnn forward and backward, 1x1000x64": 100, "indrnn forward and backward, 16x1000x512": 3},
         "python loop",
         "Python loop with `unbind`",
+        "at 1x1000x64 the two kernels take 45 of 270 µs; the rest is calling them and autograd.",
     ),
     scan_goal(
         "linear scan, forward and backward",
         {"linear forward and backward, 16x1024x128": 8},
         "python loop",
         "Python loop with `unbind`",
+        "66 MB pass through memory that no cache holds; where calls follow each other and memory is at hand, it takes "
+        "3.5 ms, after other work that returned it to the system 6.",
     ),
     scan_goal(
         "2-D scan, V = 21, T = 96 to 720, N = 16",
         {f"plane {d}, {size}": 300 for d in DIRECTIONS for size in PLANES},
         "python double loop",
         "Python double loop",
+        "forward at T = 96 the kernel takes 16 of 110 µs; the rest is the call: checks, choice, conversion to arrays.",
     ),
     scan_goal(
         "2-D scan, V = 21, T = 96 to 720, N = 16",
