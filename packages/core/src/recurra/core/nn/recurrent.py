@@ -1,5 +1,6 @@
 """What the units for sequences share: layers, directions, dropout, padding, episodes, states."""
 
+from abc import ABC, abstractmethod
 from typing import Any, Generic, TypeVar
 
 import torch
@@ -56,7 +57,7 @@ def run_packed(
     return pack_padded(y, lengths, x.shape[1]), state
 
 
-class Recurrent(nn.Module, Generic[State]):
+class Recurrent(nn.Module, ABC, Generic[State]):
     """Layers of a recurrence over time, in one or both directions; the recurrence itself is the subclass's.
 
     Subclasses set `state_type` and `state_widths`, name their parameters with `suffix`, and define `run_layer`.
@@ -99,6 +100,7 @@ class Recurrent(nn.Module, Generic[State]):
         """Width of what the layer with this ending reads."""
         return self.input if ending.startswith("_l0") else self.state_widths[0] * self.directions
 
+    @abstractmethod
     def run_layer(
         self,
         x: Tensor,
@@ -117,7 +119,6 @@ class Recurrent(nn.Module, Generic[State]):
             lengths: (batch,).
             reset: (batch, time).
         """
-        raise NotImplementedError
 
     def between_layers(self, x: Tensor) -> Tensor:
         """Dropout, drawn for every step anew."""
