@@ -205,6 +205,19 @@ def test_compiled_chunks(monkeypatch):
     assert counts["unique_graphs"] - before <= 4
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+@pytest.mark.parametrize("cell", ["diag_gru", "diag_lstm_cifg"])
+def test_compiled_chunks_of_gated_cells(cell, monkeypatch):
+    monkeypatch.setattr(chunks, "CHUNK", 3)
+    tensors = draw(cell, batch=3, steps=7, width=5, dtype=torch.float32)
+    if reason := explain("elementwise_scan", cell, *tensors[:2]).rejected.get("compiled", ""):
+        assert "expected" in reason, reason
+    for form in FORMS:
+        arguments = borders(form, 3, 7)
+        expected = everything(cell, tensors, "reference", **arguments)
+        assert difference(everything(cell, tensors, "compiled", **arguments), expected) < 3e-6
+
+
 def test_automatic_choice():
     x, u = torch.zeros(1, 1000, 64), torch.zeros(64)
     choice = explain("elementwise_scan", "indrnn_relu", x, u)
