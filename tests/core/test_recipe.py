@@ -5,7 +5,7 @@ from typing import Literal
 
 import pytest
 
-from recurra.core.cli import UserError
+from recurra.core.errors import UserError
 from recurra.core.recipe import Recipe, build, construct, list_recipes, load_recipe, recipe_text, save_recipe
 
 KNEE = """\

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from recurra.core.checkpoint import Pretrained
-from recurra.core.cli import Interrupted, UserError
+from recurra.core.errors import Interrupted, UserError
 from recurra.core.recipe import Recipe, construct
 from recurra.core.sampling import TrainBatches, ValidationBatches
 from recurra.core.schedules import SCHEDULES

@@ -17,7 +17,7 @@ import pytest
 import torch
 import yaml
 
-from recurra.core.cli import Interrupted
+from recurra.core.errors import Interrupted
 from recurra.mri.data.datamodule import SampleData
 from recurra.mri.data.dataset import PhantomDataset
 from recurra.mri.data.sample import write_sample

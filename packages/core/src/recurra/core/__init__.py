@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from recurra.core.checkpoint import Pretrained, read_container, read_foreign
-    from recurra.core.cli import UserError
+    from recurra.core.errors import UserError
     from recurra.core.recipe import build, list_recipes, load_recipe
     from recurra.core.training import Report, Task, TrainSettings, fit
 
@@ -34,7 +34,7 @@ _HOME = {
     "Pretrained": "checkpoint",
     "read_container": "checkpoint",
     "read_foreign": "checkpoint",
-    "UserError": "cli",
+    "UserError": "errors",
     "build": "recipe",
     "list_recipes": "recipe",
     "load_recipe": "recipe",

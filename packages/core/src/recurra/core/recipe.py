@@ -15,8 +15,8 @@ from typing import Any, Literal, TypeVar, get_args, get_origin
 
 import yaml
 
-from recurra.core.cli import UserError, writing
-from recurra.core.names import nearest
+from recurra.core.errors import UserError, nearest
+from recurra.core.files import writing
 
 _Kind = TypeVar("_Kind")
 

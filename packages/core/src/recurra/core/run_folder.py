@@ -20,8 +20,10 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 from typing_extensions import override
 
-from recurra.core.cli import UserError, progress, writing
+from recurra.core.errors import UserError
+from recurra.core.files import writing
 from recurra.core.sampling import ValidationBatches
+from recurra.core.verbs import progress
 
 LAST, RECIPE, METRICS, LOG, FIGURES = "last/state.ckpt", "recipe.yaml", "metrics.csv", "log.txt", "figures"
 _STATE = "recurra"  # our part of Lightning's checkpoint

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Sampler
 
-from recurra.core.cli import UserError
+from recurra.core.errors import UserError
 
 
 def _rank_and_size() -> tuple[int, int]:

@@ -22,7 +22,9 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch.utils.data import DataLoader
 
 from recurra.core.checkpoint import CARD, CONFIG, WEIGHTS, Pretrained
-from recurra.core.cli import Interrupted, UserError, choose_device, open_output
+from recurra.core.device import choose_device
+from recurra.core.errors import Interrupted, UserError
+from recurra.core.files import open_output
 from recurra.core.recipe import build, load_recipe, plain, save_recipe
 from recurra.core.run_folder import FIGURES, LAST, LOG, METRICS, RECIPE, RunFolder, Stopped, stop_signals
 from recurra.core.sampling import train_loader, validation_loader

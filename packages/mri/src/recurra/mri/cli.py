@@ -5,19 +5,8 @@ from typing import Annotated
 
 import typer
 
-from recurra.core.cli import (
-    BatchSize,
-    Debug,
-    Device,
-    Out,
-    Overwrite,
-    Precision,
-    Quiet,
-    UserError,
-    new_app,
-    print_table,
-    run,
-)
+from recurra.core.errors import UserError
+from recurra.core.verbs import BatchSize, Debug, Device, Out, Overwrite, Precision, Quiet, new_app, print_table, run
 
 app = new_app(
     "recurra-mri", "recurra-mri", "Recurrent MRI reconstruction: train, reconstruct and evaluate from k-space files."
@@ -256,7 +245,7 @@ def sample(
     debug: Debug = False,
 ) -> None:
     """Write generated k-space files (train, val, test) in fastMRI's on-disk format."""
-    from recurra.core.cli import open_output
+    from recurra.core.files import open_output
     from recurra.mri.data.sample import write_sample
 
     open_output(out, overwrite=overwrite)

@@ -19,8 +19,8 @@ import yaml
 from torch import Tensor
 
 from recurra.core.checkpoint import read_container, read_foreign
-from recurra.core.cli import open_output
-from recurra.core.names import nearest
+from recurra.core.errors import nearest
+from recurra.core.files import open_output
 from recurra.mri.key_maps import (
     Converted,
     from_atommic,

@@ -11,8 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from recurra.core.cli import UserError, choose_device, open_output, progress, writing
-from recurra.core.cli import describe as one_line
+from recurra.core.device import choose_device
+from recurra.core.errors import UserError, one_line
+from recurra.core.files import open_output, writing
+from recurra.core.verbs import progress
 from recurra.mri.baselines import BASELINES
 from recurra.mri.data import Volume, open_volume
 from recurra.mri.figures import error_map_png

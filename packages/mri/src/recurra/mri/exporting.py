@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from recurra.core.cli import UserError, open_output, writing
+from recurra.core.errors import UserError
+from recurra.core.files import open_output, writing
 from recurra.kernels import use_backend
 from recurra.mri.models.reconstructor import AXES, Reconstructor
 from recurra.mri.operators import sense_expand

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from recurra.core.cli import writing
+from recurra.core.files import writing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -16,7 +16,8 @@ import numpy as np
 from jaxtyping import Complex64, Float32, Float64
 from numpy.typing import NDArray
 
-from recurra.core.cli import UserError, writing
+from recurra.core.errors import UserError
+from recurra.core.files import writing
 
 OutputFormat = Literal["fastmri", "nifti", "dicom"]
 

@@ -15,8 +15,10 @@ from jaxtyping import Float32
 from numpy.typing import NDArray
 from torch import Tensor
 
-from recurra.core.cli import Interrupted, PrecisionName, UserError, choose_device, open_output, progress
-from recurra.core.cli import describe as one_line
+from recurra.core.device import PrecisionName, choose_device
+from recurra.core.errors import Interrupted, UserError, one_line
+from recurra.core.files import open_output
+from recurra.core.verbs import progress
 from recurra.mri.data import Volume, open_volume
 from recurra.mri.figures import preview_png
 from recurra.mri.masks import MASKS, file_seed

@@ -4,10 +4,7 @@ An application made by `new_app` turns a user's error into one line on standard 
 parse and print: what they do is a function of the domain.
 """
 
-import errno
 import os
-import re
-import shutil
 import sys
 import time
 import traceback
@@ -15,15 +12,13 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 from typer.core import TyperGroup
 
-if TYPE_CHECKING:
-    import torch
-
-PrecisionName = Literal["32", "bf16", "fp16"]
+from recurra.core.device import PrecisionName
+from recurra.core.errors import one_line
 
 Out = Annotated[Path, typer.Option("-o", "--out", help="Folder that receives the results.")]
 Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:INDEX.")]
@@ -44,14 +39,6 @@ def _debug(value: bool) -> bool:
 Debug = Annotated[bool, typer.Option("--debug", callback=_debug, help="Show the traceback of an error.")]
 
 
-class UserError(ValueError):
-    """Something only the user can mend; its text is one line that says how."""
-
-
-class Interrupted(KeyboardInterrupt):
-    """Ctrl-C after everything was put in order; its text says what was saved and how to go on."""
-
-
 class _Verbs(TyperGroup):
     """Group of verbs whose user errors are one line."""
 
@@ -64,7 +51,7 @@ class _Verbs(TyperGroup):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(1) from None
         except (ValueError, OSError, KeyboardInterrupt) as error:
-            caught, line = error, describe(error)
+            caught, line = error, one_line(error)
         except RuntimeError as error:
             # torch.OutOfMemoryError, which cannot be named without importing torch
             if type(error).__name__ != "OutOfMemoryError":
@@ -77,16 +64,6 @@ class _Verbs(TyperGroup):
             traceback.print_exception(caught)
         typer.echo(line, err=True)
         raise typer.Exit(1)
-
-
-def describe(error: BaseException) -> str:
-    """The one line a user sees of an error."""
-    text = " ".join(str(error).split())
-    if isinstance(error, KeyboardInterrupt):
-        return text or "interrupted"
-    if isinstance(error, OSError) and error.strerror and error.filename is not None:
-        return f"{error.filename}: {' '.join(error.strerror.split())}"
-    return text or type(error).__name__
 
 
 def new_app(name: str, package: str, about: str) -> typer.Typer:
@@ -136,95 +113,6 @@ def run(app: typer.Typer, arguments: Sequence[str] | None = None) -> NoReturn:
         typer.echo("interrupted", err=True)
         sys.exit(1)
     sys.exit(0)
-
-
-def open_output(path: Path, overwrite: bool = False, *, instead: str = "choose another --out") -> Path:
-    """The path, if results may go there: it does not exist, is an empty folder, or may be overwritten.
-
-    Args:
-        path: a file or a folder.
-        overwrite: what is there may be replaced.
-        instead: what else the user can do.
-
-    Raises:
-        UserError: something is there.
-    """
-    path = Path(path)
-    taken = any(path.iterdir()) if path.is_dir() else path.exists()
-    if taken and not overwrite:
-        state = "exists already and is not empty" if path.is_dir() else "exists already"
-        raise UserError(f"{path}: {state}; pass --overwrite to replace it, or {instead}")
-    return path
-
-
-@contextmanager
-def writing(path: Path) -> Iterator[Path]:
-    """A path `NAME.part` to write to, a file or a folder; renamed to `path` on success, removed on failure.
-
-    Raises:
-        OSError: it cannot be written; a full disk is named.
-    """
-    path = Path(path)
-    part = path.with_name(path.name + ".part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _remove(part)
-        yield part
-        if path.is_dir():
-            _remove(path)
-        os.replace(part, path)
-    except BaseException as error:
-        _remove(part)
-        if isinstance(error, Exception) and disk_is_full(error):
-            raise full_disk(path) from error
-        raise
-
-
-def _remove(path: Path) -> None:
-    """Remove a file or a folder, if there is one."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path, ignore_errors=True)
-    else:
-        path.unlink(missing_ok=True)
-
-
-def disk_is_full(error: Exception) -> bool:
-    """Whether a write failed for want of space, whichever library reports it."""
-    return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(error)
-
-
-def full_disk(path: Path) -> OSError:
-    """The error of a disk that is full: names the file, the mount point and what is free there."""
-    place = path.absolute().parent
-    while not place.exists():
-        place = place.parent
-    free = shutil.disk_usage(place).free / 2**20
-    while not place.is_mount():
-        place = place.parent
-    return OSError(errno.ENOSPC, f"no space left on disk {place} ({free:.1f} MiB free)", str(path))
-
-
-def choose_device(name: str = "auto") -> "torch.device":
-    """The device of this name; "auto" is the first GPU, else the CPU.
-
-    Raises:
-        UserError: there is no such device.
-    """
-    import torch
-
-    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", name):
-        raise UserError(f"device must be auto, cpu, cuda or cuda:INDEX; got {name!r}")
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if name == "auto":
-        return torch.device("cuda" if count else "cpu")
-    if name.startswith("cuda"):
-        if not count:
-            raise UserError(f"--device {name}: no GPU found; use --device cpu")
-        index = int(name.partition(":")[2] or 0)
-        if index >= count:
-            known = "cuda:0" if count == 1 else f"cuda:0 to cuda:{count - 1}"
-            raise UserError(f"--device {name}: no such GPU; this machine has {known}")
-    return torch.device(name)
 
 
 @contextmanager

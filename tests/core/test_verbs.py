@@ -11,8 +11,11 @@ import typer
 from typer.testing import CliRunner
 
 from recurra import core
-from recurra.core import cli
-from recurra.core.cli import UserError, choose_device, new_app, open_output, print_table, progress, run, writing
+from recurra.core import verbs as cli
+from recurra.core.device import choose_device
+from recurra.core.errors import Interrupted, UserError, one_line
+from recurra.core.files import open_output, writing
+from recurra.core.verbs import new_app, print_table, progress, run
 
 
 class OutOfMemoryError(RuntimeError):
@@ -25,7 +28,7 @@ ERRORS = {
     "file": FileNotFoundError(errno.ENOENT, "No such file or directory", "x.h5"),
     "os": OSError("unreadable"),
     "interrupt": KeyboardInterrupt(),
-    "saved": cli.Interrupted("interrupted; saved in runs/a, go on with --resume"),
+    "saved": Interrupted("interrupted; saved in runs/a, go on with --resume"),
     "memory": OutOfMemoryError("CUDA out of memory"),
     "bug": KeyError("x"),
 }
@@ -106,7 +109,9 @@ def test_run_exits_with_the_status(app: typer.Typer, capsys: pytest.CaptureFixtu
 
 
 def test_import_is_fast_and_without_torch() -> None:
-    code = "import sys, recurra.core.cli, recurra.core; print(sorted({'torch', 'lightning', 'numpy'} & {*sys.modules}))"
+    code = (
+        "import sys, recurra.core.verbs, recurra.core; print(sorted({'torch', 'lightning', 'numpy'} & {*sys.modules}))"
+    )
     before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout == "[]\n"
@@ -171,7 +176,7 @@ def test_writing_replaces_a_folder(tmp_path: Path) -> None:
 def test_full_disk_is_one_line(tmp_path: Path, error: Exception) -> None:
     with pytest.raises(OSError, match="no space left") as caught:
         write_half(tmp_path / "r" / "x.h5", error)
-    line = cli.describe(caught.value)
+    line = one_line(caught.value)
     assert line.startswith(f"{tmp_path}/r/x.h5: no space left on disk /")
     assert line.endswith("MiB free)")
     assert not list((tmp_path / "r").iterdir())

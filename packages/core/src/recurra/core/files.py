@@ -1,0 +1,208 @@
+"""Files of inputs and of results: found, guarded, written aside and renamed; nothing half-written looks whole."""
+
+import errno
+import os
+import shutil
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from recurra.core.errors import FileError, UserError
+
+
+def find_inputs(inputs: Sequence[str | Path] | str | Path, suffixes: Sequence[str]) -> list[Path]:
+    """The files of the given files and folders; a folder stands for the files directly inside, by name.
+
+    Args:
+        inputs: one path or several.
+        suffixes: of the files that a folder is searched for, in lower case.
+
+    Raises:
+        UserError: nothing is there, or two files share a name (their outputs would overwrite each other).
+    """
+    found: list[Path] = []
+    for item in map(Path, [inputs] if isinstance(inputs, str | Path) else inputs):
+        if item.is_dir():
+            inside = sorted(path for path in item.iterdir() if path.suffix.lower() in suffixes)
+            if not inside:
+                raise FileError(item, f"no {', '.join(suffixes)} file in this folder")
+            found += inside
+        else:
+            found.append(item)
+    names = [path.stem for path in found]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise UserError(f"two inputs are named {twice[0]}; give them in separate calls with separate --out folders")
+    return found
+
+
+def guard_inputs(outputs: Iterable[Path], inputs: Iterable[Path]) -> None:
+    """Refuse to write where an input lies, whatever may be overwritten.
+
+    Raises:
+        UserError: an output is one of the inputs, also through links, or a folder that holds one.
+    """
+    taken = {path.resolve() for path in inputs}
+    numbers = {(at.st_dev, at.st_ino) for at in (path.stat() for path in taken if path.exists())}
+    for output in outputs:
+        where = output.resolve()
+        same = where in taken or (output.exists() and (output.stat().st_dev, output.stat().st_ino) in numbers)
+        if same or any(where in path.parents for path in taken):
+            raise UserError(f"{output}: is an input, and results never go where an input lies; choose another --out")
+
+
+def extra(module: str, what: str, install: str) -> Any:
+    """A module that an extra brings.
+
+    Args:
+        module: its name.
+        what: what needs it, e.g. "writing NIfTI".
+        install: what pip is to install, e.g. "recurra-mri[nifti]".
+
+    Raises:
+        UserError: it is not installed.
+    """
+    try:
+        return import_module(module)
+    except ImportError:
+        raise UserError(f"{what} needs the package {module}; install it with: pip install '{install}'") from None
+
+
+_Piece = TypeVar("_Piece")
+
+
+class Writer(ABC, Generic[_Piece]):
+    """Takes the pieces of a result in order; use it through `finished`.
+
+    Args:
+        path: where they are written for now.
+        pieces: how many there will be; None if nobody knows.
+        what: what a piece is called in errors.
+    """
+
+    def __init__(self, path: Path, pieces: int | None, *, what: str = "pieces") -> None:
+        self.path, self.pieces, self.what = path, pieces, what
+        self.written = 0
+
+    def write(self, piece: _Piece) -> None:
+        """Adds a piece.
+
+        Raises:
+            ValueError: it does not fit, or is one too many.
+        """
+        self.check(piece)
+        if self.written == self.pieces:
+            raise ValueError(f"{self.path}: more than {self.pieces} {self.what}")
+        self._write(piece)
+        self.written += 1
+
+    def check(self, piece: _Piece) -> None:
+        """Refuses a piece that does not fit."""
+
+    def finish(self) -> None:
+        """Checks that everything is there and brings it to the disk.
+
+        Raises:
+            ValueError: pieces are missing.
+        """
+        if self.pieces is not None and self.written != self.pieces:
+            raise ValueError(f"{self.path}: {self.written} of {self.pieces} {self.what} were written")
+
+    def close(self) -> None:
+        """Gives the file back, whatever happened."""
+
+    @abstractmethod
+    def _write(self, piece: _Piece) -> None:
+        """Adds a piece that fits."""
+
+
+_Writer = TypeVar("_Writer", bound=Writer[Any])
+
+
+@contextmanager
+def finished(path: Path, make: Callable[[Path], _Writer]) -> Iterator[_Writer]:
+    """A writer whose file is there once the block ends without an error, and not before.
+
+    Args:
+        path: the file, or the folder.
+        make: the writer to a path beside it.
+
+    Raises:
+        OSError: the disk is full, or the place may not be written to.
+    """
+    with writing(Path(path)) as part:
+        writer = make(part)
+        try:
+            yield writer
+            writer.finish()
+        finally:
+            writer.close()
+
+
+def open_output(path: Path, overwrite: bool = False, *, instead: str = "choose another --out") -> Path:
+    """The path, if results may go there: it does not exist, is an empty folder, or may be overwritten.
+
+    Args:
+        path: a file or a folder.
+        overwrite: what is there may be replaced.
+        instead: what else the user can do.
+
+    Raises:
+        UserError: something is there.
+    """
+    path = Path(path)
+    taken = any(path.iterdir()) if path.is_dir() else path.exists()
+    if taken and not overwrite:
+        state = "exists already and is not empty" if path.is_dir() else "exists already"
+        raise UserError(f"{path}: {state}; pass --overwrite to replace it, or {instead}")
+    return path
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[Path]:
+    """A path `NAME.part` to write to, a file or a folder; renamed to `path` on success, removed on failure.
+
+    Raises:
+        OSError: it cannot be written; a full disk is named.
+    """
+    path = Path(path)
+    part = path.with_name(path.name + ".part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _remove(part)
+        yield part
+        if path.is_dir():
+            _remove(path)
+        os.replace(part, path)
+    except BaseException as error:
+        _remove(part)
+        if isinstance(error, Exception) and disk_is_full(error):
+            raise full_disk(path) from error
+        raise
+
+
+def _remove(path: Path) -> None:
+    """Remove a file or a folder, if there is one."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def disk_is_full(error: Exception) -> bool:
+    """Whether a write failed for want of space, whichever library reports it."""
+    return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(error)
+
+
+def full_disk(path: Path) -> OSError:
+    """The error of a disk that is full: names the file, the mount point and what is free there."""
+    place = path.absolute().parent
+    while not place.exists():
+        place = place.parent
+    free = shutil.disk_usage(place).free / 2**20
+    while not place.is_mount():
+        place = place.parent
+    return OSError(errno.ENOSPC, f"no space left on disk {place} ({free:.1f} MiB free)", str(path))
