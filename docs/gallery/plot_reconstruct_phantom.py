@@ -13,16 +13,16 @@ import torch
 from recurra.mri import load_checkpoint
 from recurra.mri.baselines import l1_wavelet, zero_filled
 from recurra.mri.data.phantom import phantom_slice
+from recurra.mri.inference import Reconstruction
 from recurra.mri.masks import MASKS
 from recurra.mri.metrics import psnr, ssim
-from recurra.mri.predict import preprocess_of
 
 # %%
 # The steps before a network belong to the network: which Fourier convention, which sensitivities, which scale. They
 # include the mask, here every fourth column, more densely in the centre.
 
 model = load_checkpoint("rim-small")
-preprocess = preprocess_of(model)
+preprocess = Reconstruction(model).steps
 mask = MASKS["equispaced_fraction"]([4], [0.08])
 methods = {
     "zero-filled": zero_filled,

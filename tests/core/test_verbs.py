@@ -3,7 +3,10 @@ import io
 import resource
 import subprocess
 import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import pytest
 import torch
@@ -11,11 +14,24 @@ import typer
 from typer.testing import CliRunner
 
 from recurra import core
-from recurra.core import verbs as cli
 from recurra.core.device import choose_device
 from recurra.core.errors import Interrupted, UserError, one_line
 from recurra.core.files import open_output, writing
-from recurra.core.verbs import new_app, print_table, progress, run
+from recurra.core.verbs import (
+    BatchSize,
+    Device,
+    Option,
+    Out,
+    Overwrite,
+    Precision,
+    Quiet,
+    print_table,
+    progress,
+    run,
+    spelled,
+    verb,
+)
+from recurra.core.verbs import app as make_app
 
 
 class OutOfMemoryError(RuntimeError):
@@ -34,24 +50,55 @@ ERRORS = {
 }
 
 
+@dataclass(frozen=True)
+class Drawn:
+    """A mask.
+
+    Attributes:
+        mask: its kind.
+        factor: how sparse it is.
+        seed: of the draw.
+    """
+
+    mask: str
+    factor: Annotated[float, Option(min=1)] = 4.0
+    seed: int | None = None
+
+
+def fail(kind: str) -> None:
+    """Fail somehow."""
+    raise ERRORS[kind]
+
+
+@verb
+def work(
+    out: Out,
+    *,
+    names: Annotated[Sequence[str], Option(flags=("--name", "--names"), listed=True)] = ("a", "b"),
+    drawn: Drawn | None = None,
+    preview: bool = True,
+    device: Device = "auto",
+    batch_size: BatchSize = 1,
+    precision: Precision = "32",
+    overwrite: Overwrite = False,
+    quiet: Quiet = False,
+) -> str:
+    """Work.
+
+    Args:
+        names: of things,
+            on two lines.
+        preview: look before.
+
+    Raises:
+        ValueError: never.
+    """
+    return f"{out} {device} {batch_size} {precision} {overwrite} {quiet} {names} {drawn} {preview}"
+
+
 @pytest.fixture
 def app() -> typer.Typer:
-    app = new_app("recurra-toy", "recurra-core", "Toy.")
-
-    @app.command()
-    def fail(kind: str, debug: cli.Debug = False) -> None:
-        """Fail somehow."""
-        raise ERRORS[kind]
-
-    @app.command()
-    def work(
-        out: cli.Out, device: cli.Device = "auto", batch_size: cli.BatchSize = 1, precision: cli.Precision = "32",
-        overwrite: cli.Overwrite = False, quiet: cli.Quiet = False,
-    ) -> None:  # fmt: skip
-        """Work."""
-        typer.echo(f"{out} {device} {batch_size} {precision} {overwrite} {quiet}")
-
-    return app
+    return make_app("recurra.core", "Toy.", [fail, work])
 
 
 @pytest.mark.parametrize(
@@ -92,11 +139,47 @@ def test_usage_error_is_status_2(app: typer.Typer, words: str) -> None:
 
 def test_common_options(app: typer.Typer) -> None:
     options = ["--device", "cuda:1", "--batch-size", "4", "--precision", "bf16", "--overwrite", "-q"]
-    assert CliRunner().invoke(app, ["work", "-o", "r", *options]).stdout == "r cuda:1 4 bf16 True True\n"
+    result = CliRunner().invoke(app, ["work", "-o", "r", *options])
+    assert result.stdout == "r cuda:1 4 bf16 True True ('a', 'b') None True\n"
+
+
+def test_options_read_from_the_signature(app: typer.Typer) -> None:
+    def given(words: str) -> str:
+        return CliRunner().invoke(app, ["work", "-o", "r", *words.split()]).stdout.partition("False False ")[2].strip()
+
+    assert given("--name c,d --no-preview") == "('c', 'd') None False"
+    assert given("--names none") == "() None True"
+    assert given("--mask x") == "('a', 'b') Drawn(mask='x', factor=4.0, seed=None) True"
+    assert given("--mask x --factor 2 --seed 3").endswith("Drawn(mask='x', factor=2.0, seed=3) True")
+    refused = CliRunner().invoke(app, ["work", "-o", "r", "--factor", "2"])
+    assert (refused.exit_code, refused.stderr) == (
+        1,
+        "--factor says how --mask is drawn; give --mask too, or neither\n",
+    )
+    assert CliRunner().invoke(app, ["work", "-o", "r", "--mask", "x", "--factor", "0.5"]).exit_code == 2
+
+
+def test_every_option_is_explained(app: typer.Typer) -> None:
+    shown = " ".join(CliRunner().invoke(app, ["work", "--help"]).stdout.split())
+    for words in ("Of things, on two lines.", "Look before.", "Its kind.", "How sparse it is. [default: 4.0]"):
+        assert words in shown
+    assert "Raises" not in shown
+    # Python's help has them too: what several verbs share stands in the types of parameters.
+    assert work.__doc__ is not None
+    assert "    precision: number format of the network.\n" in work.__doc__
+    assert "    drawn: see `Drawn`.\n" in work.__doc__
+    assert work.__doc__.endswith("\nRaises:\n    ValueError: never.")
+
+
+def test_a_call_is_spelled_as_a_command() -> None:
+    given = {"out": Path("my out"), "names": ("a", "b"), "drawn": Drawn("x", 2.0), "preview": False, "device": "auto"}
+    given |= {"batch_size": 2, "precision": "32", "overwrite": True, "quiet": True}
+    line = "recurra-core work --out 'my out' --mask x --factor 2.0 --no-preview --batch-size 2 --overwrite"
+    assert spelled("recurra.core", work, given) == line
 
 
 def test_version_and_help(app: typer.Typer) -> None:
-    assert CliRunner().invoke(app, ["--version"]).stdout.startswith("recurra-toy 0.")
+    assert CliRunner().invoke(app, ["--version"]).stdout.startswith("recurra-core 0.")
     result = CliRunner().invoke(app, ["--help"])
     assert result.exit_code == 0
     assert "Fail somehow." in result.stdout

@@ -12,12 +12,14 @@ import yaml
 from click.testing import Result
 from typer.testing import CliRunner
 
-from recurra.mri.cli import app
+from recurra.core.verbs import app
 from recurra.mri.data.phantom import phantom_slice
 from recurra.mri.data.sample import write_sample, write_volume
 from recurra.mri.models import CIRIM
+from recurra.mri.verbs import VERBS
 
 Command = Callable[..., Result]
+APP = app("recurra.mri", "Recurrent MRI reconstruction.", VERBS)
 
 HEIGHT, WIDTH, COILS = 48, 40, 3
 RECIPE: dict[str, Any] = {
@@ -116,7 +118,7 @@ def command(monkeypatch: pytest.MonkeyPatch) -> Command:
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
 
     def run(*arguments: object) -> Result:
-        result = CliRunner().invoke(app, [str(argument) for argument in arguments])
+        result = CliRunner().invoke(APP, [str(argument) for argument in arguments])
         if result.exception is not None and not isinstance(result.exception, SystemExit):
             raise result.exception  # a traceback for the user is a failure of the test
         return result

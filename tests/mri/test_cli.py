@@ -17,8 +17,8 @@ import pytest
 import torch
 import yaml
 
+from recurra.mri.inference import load_checkpoint
 from recurra.mri.models import CIRIM, RecurrentVarNet
-from recurra.mri.predict import load_checkpoint
 
 Command = Callable[..., Any]
 
@@ -280,7 +280,9 @@ HELP = """
 import sys, time
 from typer.testing import CliRunner
 started = time.perf_counter()
-from recurra.mri.cli import app
+from recurra.core.verbs import app
+from recurra.mri.verbs import VERBS
+app = app("recurra.mri", "", VERBS)
 for verb in sys.argv[1:]:
     result = CliRunner().invoke(app, [*verb.split(","), "--help"])
     assert result.exit_code == 0, result.output

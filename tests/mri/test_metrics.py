@@ -7,10 +7,10 @@ import jaxtyping
 import numpy as np
 import pytest
 
+from recurra.core.evaluation import FileScores
 from recurra.core.testing import assert_close, golden, golden_files
 from recurra.mri.metrics import (
     METRICS,
-    VolumeScores,
     calgary_campinas_metrics,
     fastmri_metrics,
     nmse,
@@ -136,13 +136,17 @@ def test_calgary_campinas_uses_vif_of_the_normalised_slice() -> None:
     assert math.isnan(calgary_campinas_metrics(*square_pair())["vif"])
 
 
+def volume_scores(score=fastmri_metrics) -> FileScores:
+    return FileScores(score, what="slices")
+
+
 def test_volume_scores_equal_the_whole_volumes() -> None:
     volumes = {f"{seed}.h5": square_pair(seed) for seed in range(3)}
-    scores = VolumeScores(fastmri_metrics)
+    scores = volume_scores(fastmri_metrics)
     for file, (target, prediction) in volumes.items():
         for t, p in zip(target, prediction, strict=True):
             scores.add(file, t, p)
-            assert len(scores._slices) <= len(target)
+            assert len(scores._pieces) <= len(target)
     scores.finish()
     assert scores.rows == {file: fastmri_metrics(*pair) for file, pair in volumes.items()}
     assert scores.mean()["ssim"] == pytest.approx(np.mean([row["ssim"] for row in scores.rows.values()]))
@@ -152,7 +156,7 @@ def test_volume_scores_equal_the_whole_volumes() -> None:
 
 def test_volume_scores_refuse_a_volume_in_two_parts() -> None:
     target, prediction = square_pair()
-    scores = VolumeScores(METRICS["fastmri"])
+    scores = volume_scores(METRICS["fastmri"])
     assert scores.mean() == {}
     scores.add("a.h5", target[0], prediction[0])
     scores.add("b.h5", target[0], prediction[0])
@@ -162,7 +166,7 @@ def test_volume_scores_refuse_a_volume_in_two_parts() -> None:
 
 def test_volume_scores_forget_a_discarded_file() -> None:
     target, prediction = square_pair()
-    scores = VolumeScores()
+    scores = volume_scores()
     for file in ("a.h5", "b.h5"):
         scores.add(file, target[0], prediction[0])
     scores.discard("a.h5")
@@ -177,7 +181,7 @@ def test_volume_scores_forget_a_discarded_file() -> None:
 
 def test_volume_scores_name_the_file() -> None:
     target, prediction = square_pair()
-    scores = VolumeScores()
+    scores = volume_scores()
     scores.add("empty.h5", 0 * target[0], prediction[0])
     with pytest.raises(ValueError, match=r"^empty.h5: target is zero everywhere; the metrics divide by it$"):
         scores.finish()

@@ -12,11 +12,11 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from recurra.mri import Undersampling, load_checkpoint, reconstruct
 from recurra.mri.data.header import write_header
 from recurra.mri.data.phantom import phantom_slice
 from recurra.mri.data.sample import write_volume
 from recurra.mri.masks import MASKS
-from recurra.mri.predict import Undersampling, load_checkpoint, reconstruct
 
 Command = Callable[..., Any]
 Array = NDArray[Any]
@@ -362,7 +362,7 @@ MEMORY = """
 import resource, sys
 from pathlib import Path
 import torch
-from recurra.mri.predict import reconstruct
+from recurra.mri import reconstruct
 torch.set_num_threads(1)
 folder = Path(sys.argv[1])
 for name in ("short", "long"):

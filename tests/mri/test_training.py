@@ -21,11 +21,11 @@ from recurra.core.errors import Interrupted
 from recurra.mri.data.datamodule import SampleData
 from recurra.mri.data.dataset import PhantomDataset
 from recurra.mri.data.sample import write_sample
+from recurra.mri.inference import load_checkpoint
 from recurra.mri.masks import MASKS
 from recurra.mri.metrics import psnr
 from recurra.mri.models.reconstructor import Reconstructor
 from recurra.mri.operators import center_crop
-from recurra.mri.predict import load_checkpoint
 from recurra.mri.training import train
 
 Command = Callable[..., Any]

@@ -100,8 +100,8 @@ def slices(few: int, many: int, small: bool, device: str) -> Variants:
     import h5py
     import numpy as np
 
+    from recurra.mri import reconstruct
     from recurra.mri.models import CIRIM
-    from recurra.mri.predict import reconstruct
 
     folder = Path(tempfile.mkdtemp(prefix="recurra-bench"))
     kspace = scan(64, 64)[0][0].numpy()

@@ -1,55 +1,20 @@
-"""What every domain of Recurra shares: units, checkpoints, recipes, the training engine, parts of the command line.
+"""What every domain of Recurra shares: units, checkpoints, recipes, training, inference, evaluation, commands."""
 
-Names are imported when first used, so that a command's `--help` does not wait for torch.
-"""
+from typing import TYPE_CHECKING
 
-from importlib import import_module
-from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from recurra.core.lazy import lazy
 
 if TYPE_CHECKING:
-    from recurra.core.checkpoint import Pretrained, read_container, read_foreign
-    from recurra.core.errors import UserError
-    from recurra.core.recipe import build, list_recipes, load_recipe
-    from recurra.core.training import Report, Task, TrainSettings, fit
+    from recurra.core.checkpoint import Pretrained as Pretrained
+    from recurra.core.checkpoint import read_container as read_container
+    from recurra.core.checkpoint import read_foreign as read_foreign
+    from recurra.core.errors import UserError as UserError
+    from recurra.core.recipe import build as build
+    from recurra.core.recipe import list_recipes as list_recipes
+    from recurra.core.recipe import load_recipe as load_recipe
+    from recurra.core.training import Report as Report
+    from recurra.core.training import Task as Task
+    from recurra.core.training import TrainSettings as TrainSettings
+    from recurra.core.training import fit as fit
 
-__version__ = version("recurra-core")
-
-__all__ = [
-    "Pretrained",
-    "Report",
-    "Task",
-    "TrainSettings",
-    "UserError",
-    "__version__",
-    "build",
-    "fit",
-    "list_recipes",
-    "load_recipe",
-    "read_container",
-    "read_foreign",
-]
-
-_HOME = {
-    "Pretrained": "checkpoint",
-    "read_container": "checkpoint",
-    "read_foreign": "checkpoint",
-    "UserError": "errors",
-    "build": "recipe",
-    "list_recipes": "recipe",
-    "load_recipe": "recipe",
-    "Report": "training",
-    "Task": "training",
-    "TrainSettings": "training",
-    "fit": "training",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return __all__
+__getattr__, __dir__, __all__ = lazy(__name__)

@@ -24,7 +24,8 @@ class FileError(UserError):
 
     def __str__(self) -> str:
         """The line."""
-        return self.reason if self.reason.startswith(str(self.path)) else f"{self.path}: {self.reason}"
+        named = self.reason.startswith((f"{self.path}:", f"{self.path}/"))
+        return self.reason if named else f"{self.path}: {self.reason}"
 
 
 class Interrupted(KeyboardInterrupt):

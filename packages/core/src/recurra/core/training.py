@@ -162,6 +162,11 @@ class Report:
     seconds: float
     steps_per_second: float
 
+    def show(self) -> None:
+        """Print where the checkpoint is; of several processes the first one does."""
+        if is_first_process():
+            print(f"checkpoint {self.folder}")
+
 
 def seed_all(seed: int) -> None:
     """Seed every global generator; call it before a model is built."""

@@ -1,82 +1,116 @@
-"""What the command lines of all domains share; importing it imports neither torch nor anything else that is slow.
+"""The command line of a domain, read from its verbs: typed functions whose signature and docstring are the Python API.
 
-An application made by `new_app` turns a user's error into one line on standard error and exit status 1. Its verbs only
-parse and print: what they do is a function of the domain.
+Importing this imports neither torch nor typer. A user's error is one line on standard error and exit status 1.
+
+    Seed = Annotated[int, Option("Another seed, other phantoms.", min=0)]
+
+    def sample(out: Out, *, seed: Seed = 0, overwrite: Overwrite = False) -> list[Path]: ...
+
+    def main() -> None:
+        run(app("recurra.mri", "Recurrent MRI reconstruction.", [train, sample]))
+
+Parameters before the star are arguments of the command, unless they have flags; those after it are options. What they
+mean stands in an `Option`, where several verbs share it, or else in the docstring.
 """
 
+import dataclasses
+import inspect
 import os
+import re
+import shlex
 import sys
 import time
 import traceback
+import typing
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from multiprocessing import parent_process
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
-
-import typer
-from typer.core import TyperGroup
+from types import NoneType, UnionType
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TypeVar, Union, get_args, get_origin
 
 from recurra.core.device import PrecisionName
-from recurra.core.errors import one_line
+from recurra.core.errors import UserError, one_line
 
-Out = Annotated[Path, typer.Option("-o", "--out", help="Folder that receives the results.")]
-Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:INDEX.")]
-BatchSize = Annotated[int, typer.Option("--batch-size", min=1, help="How many samples are computed at once.")]
-Precision = Annotated[PrecisionName, typer.Option("--precision", help="Number format of the network.")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace what is there already.")]
-Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="No progress.")]
+if TYPE_CHECKING:
+    import typer
+
+
+@dataclasses.dataclass(frozen=True)
+class Option:
+    """What the command line makes of a parameter; metadata of an `Annotated` type.
+
+    Attributes:
+        help: what it means; by default what the docstring says.
+        flags: its names if not --NAME; also makes an option of a parameter before the star.
+        kind: its type on the command line, where the function takes more.
+        metavar: how the help calls an argument.
+        listed: a sequence that is written with commas; "none" is the empty one.
+        min: least value.
+        max: greatest value.
+    """
+
+    help: str = ""
+    flags: tuple[str, ...] = ()
+    kind: Any = None
+    metavar: str | None = None
+    listed: bool = False
+    min: int | float | None = None
+    max: int | float | None = None
+
+
+Inputs = Sequence[str | Path] | str | Path
+Out = Annotated[str | Path, Option("Folder that receives the results.", ("-o", "--out"), Path)]
+Device = Annotated[str, Option("auto, cpu, cuda or cuda:INDEX.")]
+BatchSize = Annotated[int, Option("How many samples are computed at once.", min=1)]
+Precision = Annotated[PrecisionName, Option("Number format of the network.")]
+Workers = Annotated[int, Option("Processes that share the files; results are those of one.", min=1)]
+Shard = Annotated[str | None, Option("I/N: take every N-th file from the I-th on, one share of several machines'.")]
+Resume = Annotated[bool, Option("Keep results that are whole and of the same input, do the others.")]
+Overwrite = Annotated[bool, Option("Replace what is there already.")]
+Quiet = Annotated[bool, Option("No progress.", ("-q", "--quiet"))]
+RecipeName = Annotated[str | Path, Option("A shipped recipe's name or a YAML file.", kind=str)]
+Overrides = Annotated[Sequence[str], Option(metavar="[KEY=VALUE]...", kind=list[str])]
+RunFolder = Annotated[str | Path | None, Option("Run folder. Default: runs/RECIPE.", ("-o", "--out"), Path)]
 
 _debugging = False
+_Verb = TypeVar("_Verb", bound=Callable[..., Any])
 
 
-def _debug(value: bool) -> bool:
-    global _debugging
-    _debugging = value
-    return value
+def verb(function: _Verb) -> _Verb:
+    """The function, its docstring completed by the meanings that stand in `Option`s of its parameters."""
+    text, explained = inspect.getdoc(function) or "", _explained(function)
+    lines = []
+    for parameter in inspect.signature(function).parameters.values():
+        annotation, option = _parts(parameter.annotation)
+        if dataclasses.is_dataclass(annotation):
+            option = Option(f"See `{typing.cast(type, annotation).__name__}`.")
+        if option.help and parameter.name not in explained:
+            lines.append(f"    {parameter.name}: {option.help[0].lower()}{option.help[1:]}")
+    if lines:
+        head, found, rest = text.partition("\nArgs:\n")
+        if not found:
+            head, found, rest = text.partition("\nRaises:\n")
+            rest = found + rest
+        function.__doc__ = "\n".join([head.rstrip("\n"), "", "Args:", *lines, rest])
+    return function
 
 
-Debug = Annotated[bool, typer.Option("--debug", callback=_debug, help="Show the traceback of an error.")]
-
-
-class _Verbs(TyperGroup):
-    """Group of verbs whose user errors are one line."""
-
-    def invoke(self, ctx: Any) -> Any:
-        caught: BaseException
-        try:
-            return super().invoke(ctx)
-        except BrokenPipeError:
-            # Whoever read our output has left. Nothing may be written at exit either.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            raise typer.Exit(1) from None
-        except (ValueError, OSError, KeyboardInterrupt) as error:
-            caught, line = error, one_line(error)
-        except RuntimeError as error:
-            # torch.OutOfMemoryError, which cannot be named without importing torch
-            if type(error).__name__ != "OutOfMemoryError":
-                raise
-            caught, line = (
-                error,
-                "not enough memory on the GPU; try a smaller --batch-size, --precision bf16 or --device cpu",
-            )
-        if _debugging:
-            traceback.print_exception(caught)
-        typer.echo(line, err=True)
-        raise typer.Exit(1)
-
-
-def new_app(name: str, package: str, about: str) -> typer.Typer:
-    """An application for the verbs of one domain.
+def app(package: str, about: str, verbs: Iterable[Callable[..., Any]]) -> "typer.Typer":
+    """An application with a command for each verb.
 
     Args:
-        name: the command, e.g. "recurra-mri".
-        package: the distribution whose version `--version` prints.
+        package: e.g. "recurra.mri"; the command is called recurra-mri, as the distribution.
         about: first line of the help.
+        verbs: functions; what they return is printed.
     """
-    app = typer.Typer(
+    import typer
+
+    name = package.replace(".", "-")
+    made = typer.Typer(
         name=name,
-        cls=_Verbs,
+        cls=_group(),
         help=about,
         no_args_is_help=True,
         add_completion=False,
@@ -89,30 +123,218 @@ def new_app(name: str, package: str, about: str) -> typer.Typer:
         if value:
             from importlib.metadata import version
 
-            typer.echo(f"{name} {version(package)}")
+            typer.echo(f"{name} {version(name)}")
             raise typer.Exit
         return value
 
     # Also makes the application a group of verbs while it has only one.
-    @app.callback(help=about)
+    @made.callback(help=about)
     def _(
-        _version: Annotated[bool, typer.Option("--version", callback=show_version, is_eager=True)] = False,
+        _version: Annotated[
+            bool, typer.Option("--version", callback=show_version, is_eager=True, help="Show the version and exit.")
+        ] = False,
     ) -> None: ...
 
-    return app
+    for verb in verbs:
+        made.command(name=verb.__name__, help=_summary(verb))(_command(verb))
+    return made
 
 
-def run(app: typer.Typer, arguments: Sequence[str] | None = None) -> NoReturn:
+def run(application: "typer.Typer", arguments: Sequence[str] | None = None) -> NoReturn:
     """Run an application as the program: its exit status is the process's."""
     if "--debug" not in (sys.argv if arguments is None else arguments):
         # Libraries warn their programmers, not this program's users.
         warnings.simplefilter("ignore")
     try:
-        app(None if arguments is None else list(arguments))
+        application(None if arguments is None else list(arguments))
     except KeyboardInterrupt:
-        typer.echo("interrupted", err=True)
+        print("interrupted", file=sys.stderr)
         sys.exit(1)
     sys.exit(0)
+
+
+def _group() -> Any:
+    """The class of a group of verbs whose user errors are one line."""
+    import typer
+    from typer.core import TyperGroup
+
+    class Verbs(TyperGroup):
+        def invoke(self, ctx: Any) -> Any:
+            caught: BaseException
+            try:
+                return super().invoke(ctx)
+            except BrokenPipeError:
+                # Whoever read our output has left. Nothing may be written at exit either.
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+                raise typer.Exit(1) from None
+            except (ValueError, OSError, KeyboardInterrupt) as error:
+                caught, line = error, one_line(error)
+            except RuntimeError as error:
+                # torch.OutOfMemoryError, which cannot be named without importing torch
+                if type(error).__name__ != "OutOfMemoryError":
+                    raise
+                line = "not enough memory on the GPU; try a smaller --batch-size, --precision bf16 or --device cpu"
+                caught = error
+            if _debugging:
+                traceback.print_exception(caught)
+            typer.echo(line, err=True)
+            raise typer.Exit(1)
+
+    return Verbs
+
+
+# --- from a function to a command
+
+
+def _command(verb: Callable[..., Any]) -> Callable[..., None]:
+    """The function that typer makes a command of: it has the verb's parameters as the command line knows them."""
+    known = inspect.signature(verb).parameters
+    explained = _explained(verb)
+    groups: dict[str, type] = {}
+    parameters: list[inspect.Parameter] = []
+    for parameter in known.values():
+        annotation, option = _parts(parameter.annotation, explained.get(parameter.name, ""))
+        if dataclasses.is_dataclass(annotation):
+            groups[parameter.name] = typing.cast(type, annotation)
+            parameters += _fields(groups[parameter.name])
+        else:
+            positional = parameter.kind is parameter.POSITIONAL_OR_KEYWORD and not option.flags
+            parameters.append(_parameter(parameter.name, annotation, option, parameter.default, positional))
+    if "quiet" not in known:
+        parameters.append(_parameter("quiet", *_parts(Quiet), False, False))
+    parameters.append(_parameter("debug", bool, Option("Show the traceback of an error."), False, False))
+
+    def command(**given: Any) -> None:
+        global _debugging
+        _debugging = given.pop("debug")
+        for name, group in groups.items():
+            given[name] = _grouped(group, given)
+        for name, parameter in known.items():
+            if _parts(parameter.annotation)[1].listed and isinstance(given[name], str):
+                given[name] = () if given[name] == "none" else tuple(given[name].split(","))
+        _print(verb(**{name: () if given[name] is None and name == "overrides" else given[name] for name in known}))
+
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    command.__annotations__ = {one.name: one.annotation for one in parameters}
+    return command
+
+
+def _parts(annotation: Any, explained: str = "") -> tuple[Any, Option]:
+    """Type and option of an annotation, without the None of an optional parameter."""
+    option = Option()
+    if get_origin(annotation) is Annotated:
+        annotation, *metadata = get_args(annotation)
+        option = next((one for one in metadata if isinstance(one, Option)), option)
+    if get_origin(annotation) in (Union, UnionType):
+        rest = [one for one in get_args(annotation) if one is not NoneType]
+        if len(rest) == 1:
+            return _parts(rest[0], explained) if option == Option() else (rest[0], option)
+    return annotation, option if option.help else dataclasses.replace(option, help=explained)
+
+
+def _parameter(name: str, annotation: Any, option: Option, default: Any, positional: bool) -> inspect.Parameter:
+    """A parameter as typer reads it."""
+    import typer
+
+    kind, required = option.kind or annotation, default is inspect.Parameter.empty
+    about: dict[str, Any] = {"help": option.help}
+    if option.metavar:
+        about["metavar"] = option.metavar
+    if option.listed:
+        kind, default = str, ",".join(default) or "none"
+    if option.min is not None or option.max is not None:
+        about |= {"min": option.min, "max": option.max}
+    if not required and (default is None or default == ()):
+        kind, default = kind | None, None
+    flags = option.flags
+    if not flags and kind is bool:
+        word = name.replace("_", "-")
+        flags = (f"--{word}/--no-{word}",) if default else (f"--{word}",)
+    made = typer.Argument(**about) if positional else typer.Option(*flags or (f"--{name.replace('_', '-')}",), **about)
+    default = inspect.Parameter.empty if required else default
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, made])
+
+
+def _fields(group: type) -> list[inspect.Parameter]:
+    """Options for the fields of a dataclass; that none was given shows only where they have no default of their own."""
+    explained, made = _explained(group), []
+    for field in dataclasses.fields(group):
+        annotation, option = _parts(field.type, explained.get(field.name, ""))
+        if isinstance(field.default, (int, float)):
+            option = dataclasses.replace(option, help=f"{option.help} [default: {field.default}]")
+        made.append(_parameter(field.name, annotation, option, None, False))
+    return made
+
+
+def _grouped(group: type, given: dict[str, Any]) -> Any:
+    """The dataclass of the options given, or None; the others mean nothing without the first."""
+    first, *others = dataclasses.fields(group)
+    values = {field.name: given.pop(field.name) for field in (first, *others)}
+    values = {name: value for name, value in values.items() if value is not None}
+    if first.name not in values:
+        if values:
+            word = next(iter(values)).replace("_", "-")
+            raise UserError(f"--{word} says how --{first.name} is drawn; give --{first.name} too, or neither")
+        return None
+    return group(**values)
+
+
+def _summary(thing: Any) -> str:
+    """What a docstring says before its sections."""
+    return re.split(r"\n\n?(?:Args|Attributes|Returns|Raises):\n", inspect.getdoc(thing) or "")[0]
+
+
+def _explained(thing: Any) -> dict[str, str]:
+    """Name and meaning of each parameter in the docstring, as a sentence."""
+    found = re.search(r"^(?:Args|Attributes):\n((?:    .*\n?|\n)+)", inspect.getdoc(thing) or "", re.MULTILINE)
+    entries = re.findall(r"^    (\w+): (.*(?:\n     .*)*)", found[1] if found else "", re.MULTILINE)
+    texts = {name: " ".join(text.split()) for name, text in entries}
+    return {name: text[0].upper() + text[1:] for name, text in texts.items()}
+
+
+def _print(value: Any) -> None:
+    """What a verb returned: it shows itself, or is a table of facts, text, a path or several."""
+    if hasattr(value, "show"):
+        value.show()
+    elif isinstance(value, Mapping):
+        print_table(("field", "value"), value.items())
+    elif isinstance(value, str):
+        print(value, end="" if value.endswith("\n") else "\n")
+    elif isinstance(value, Path):
+        print(f"checkpoint {value}" if (value / "config.json").is_file() else value)
+    elif value is not None:
+        for one in value:
+            print(one)
+
+
+def spelled(package: str, verb: Callable[..., Any], given: Mapping[str, Any]) -> str:
+    """The command line that calls a verb with these arguments; those that are the default are left out."""
+    words: list[str] = []
+    for name, parameter in inspect.signature(verb).parameters.items():
+        _, option = _parts(parameter.annotation)
+        value = given[name]
+        if value == parameter.default or name == "quiet":
+            continue
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            for field in dataclasses.fields(value):
+                if getattr(value, field.name) != field.default:
+                    words += [f"--{field.name.replace('_', '-')}", str(getattr(value, field.name))]
+            continue
+        flag = option.flags[-1] if option.flags else f"--{name.replace('_', '-')}"
+        if option.listed:
+            value = ",".join(value) or "none"
+        listed = list(value) if isinstance(value, (list, tuple)) else [value]
+        texts = [str(one) if isinstance(one, (str, int, float, Path)) else type(one).__name__ for one in listed]
+        if parameter.kind is parameter.POSITIONAL_OR_KEYWORD and not option.flags:
+            words += texts
+        elif isinstance(value, bool):
+            words.append(flag if value else flag.replace("--", "--no-"))
+        else:
+            words += [flag, *texts]
+    return shlex.join([package.replace(".", "-"), verb.__name__, *words])
+
+
+# --- what people see
 
 
 @contextmanager
@@ -122,7 +344,7 @@ def progress(
     """A function `advance(count=1, note="")` to call as work gets done.
 
     On a terminal there is a bar with the throughput and the latest note; elsewhere one plain line at the end. Both go
-    to standard error.
+    to standard error. Processes that share files say nothing: whoever started them does.
 
     Args:
         total: how many units there are, if known.
@@ -132,6 +354,7 @@ def progress(
         transient: remove the bar at the end.
     """
     done, started, latest = 0, time.perf_counter(), ""
+    quiet = quiet or parent_process() is not None
 
     def rate() -> str:
         return f"{done / max(time.perf_counter() - started, 1e-9):.3g} {unit}/s"
@@ -145,7 +368,7 @@ def progress(
         if not quiet:
             note = f", {latest}" if latest else ""
             elapsed = time.perf_counter() - started
-            typer.echo(f"{what}: {done} {unit} in {elapsed:.1f} s ({rate()}){note}", err=True)
+            print(f"{what}: {done} {unit} in {elapsed:.1f} s ({rate()}){note}", file=sys.stderr)
         return
 
     from rich.console import Console

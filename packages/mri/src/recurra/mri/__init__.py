@@ -1,60 +1,24 @@
-"""Recurrent MRI reconstruction: RIM, CIRIM and RecurrentVarNet, from k-space files to images.
+"""Recurrent MRI reconstruction: RIM, CIRIM and RecurrentVarNet, from k-space files to images."""
 
-Names are imported when first used, so that `recurra-mri --help` does not wait for torch.
-"""
+from typing import TYPE_CHECKING
 
-from importlib import import_module
-from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from recurra.core.lazy import lazy
 
 if TYPE_CHECKING:
-    from recurra.mri.conversion import convert
-    from recurra.mri.data import open_volume
-    from recurra.mri.evaluation import evaluate
-    from recurra.mri.exporting import export
-    from recurra.mri.models import CIRIM, DirectRIM, Reconstructor, RecurrentVarNet
-    from recurra.mri.predict import Undersampling, load_checkpoint, reconstruct
-    from recurra.mri.training import train
+    from recurra.mri.data import open_volume as open_volume
+    from recurra.mri.inference import load_checkpoint as load_checkpoint
+    from recurra.mri.models import CIRIM as CIRIM
+    from recurra.mri.models import DirectRIM as DirectRIM
+    from recurra.mri.models import Reconstructor as Reconstructor
+    from recurra.mri.models import RecurrentVarNet as RecurrentVarNet
+    from recurra.mri.verbs import Undersampling as Undersampling
+    from recurra.mri.verbs import convert as convert
+    from recurra.mri.verbs import evaluate as evaluate
+    from recurra.mri.verbs import export as export
+    from recurra.mri.verbs import info as info
+    from recurra.mri.verbs import recipes as recipes
+    from recurra.mri.verbs import reconstruct as reconstruct
+    from recurra.mri.verbs import sample as sample
+    from recurra.mri.verbs import train as train
 
-__version__ = version("recurra-mri")
-
-__all__ = [
-    "CIRIM",
-    "DirectRIM",
-    "Reconstructor",
-    "RecurrentVarNet",
-    "Undersampling",
-    "__version__",
-    "convert",
-    "evaluate",
-    "export",
-    "load_checkpoint",
-    "open_volume",
-    "reconstruct",
-    "train",
-]
-
-_HOME = {
-    "CIRIM": "models",
-    "DirectRIM": "models",
-    "Reconstructor": "models",
-    "RecurrentVarNet": "models",
-    "Undersampling": "predict",
-    "load_checkpoint": "predict",
-    "reconstruct": "predict",
-    "convert": "conversion",
-    "evaluate": "evaluation",
-    "export": "exporting",
-    "open_volume": "data",
-    "train": "training",
-}
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
-
-
-def __dir__() -> list[str]:
-    return __all__
+__getattr__, __dir__, __all__ = lazy(__name__)

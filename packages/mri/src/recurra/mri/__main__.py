@@ -1,6 +1,6 @@
 """`python -m recurra.mri`, also under torchrun."""
 
-from recurra.mri.cli import main
+from recurra.mri.verbs import main
 
 if __name__ == "__main__":
     main()

@@ -1,213 +1,167 @@
 """Scores a checkpoint beside the classical baselines: the same samples, the same masks, the same metrics."""
 
-import csv
-import json
-import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from recurra.core.device import choose_device
-from recurra.core.errors import UserError, one_line
-from recurra.core.files import open_output, writing
+from recurra.core.errors import FileError, UserError, blaming
+from recurra.core.evaluation import FileScores, Method, Run, Scores, Table, check, score_files
+from recurra.core.files import find_inputs
+from recurra.core.inference import Work, describe
 from recurra.core.verbs import progress
 from recurra.mri.baselines import BASELINES
 from recurra.mri.data import Volume, open_volume
 from recurra.mri.figures import error_map_png
+from recurra.mri.inference import SUFFIXES, Reconstruction, batched, magnitudes
 from recurra.mri.masks import file_seed
-from recurra.mri.metrics import METRICS, VolumeScores
-from recurra.mri.models.reconstructor import Reconstructor
+from recurra.mri.metrics import HIGHER_IS_BETTER, METRICS
 from recurra.mri.operators import FFTConvention, fft, sense_expand
-from recurra.mri.predict import Undersampling, find_inputs, load_checkpoint, magnitudes, preprocess_of, samples
 from recurra.mri.preprocess import PreparedSlice, Preprocess
 
 
-@dataclass
-class Table:
-    """Mean metrics of each method over the files, and what became of the files.
-
-    Attributes:
-        title: what was scored, and how.
-        columns: names of the columns: method, the metrics, seconds a slice.
-        rows: one a method.
-        files: how many files were given.
-        failures: one line for each file that could not be scored.
-        outputs: files written.
-    """
-
-    title: str
-    columns: tuple[str, ...]
-    rows: list[tuple[object, ...]]
-    files: int
-    failures: list[str] = field(default_factory=list)
-    outputs: list[Path] = field(default_factory=list)
-
-
-class Method:
-    """A way to reconstruct, with its scores and its time.
-
-    Attributes:
-        name: in the table.
-        scores: of the files so far.
-        seconds: spent in `solve`.
-        slices: solved so far.
-        picture: middle slice of the first file.
-    """
-
-    def __init__(self, name: str, solve: Callable[..., Tensor], score: Callable[..., dict[str, float]]) -> None:
-        self.name, self._solve = name, solve
-        self.scores = VolumeScores(score)
-        self.seconds, self.slices = 0.0, 0
-        self.picture: np.ndarray | None = None
-
-    def __call__(self, prepared: PreparedSlice, device: torch.device, convention: FFTConvention | None) -> Tensor:
-        """The image of a slice (height, width); baselines are told the Fourier convention of the file."""
-        known = {} if convention is None else {"fft": convention}
-        kspace, maps, mask = (x[None].to(device) for x in (prepared.kspace, prepared.sensitivity, prepared.mask))
-        started = time.perf_counter()
-        with torch.no_grad():
-            image = self._solve(kspace, maps, mask, **known)[0]
-        self.seconds += time.perf_counter() - started
-        self.slices += 1
-        return image
-
-
-def evaluate(
-    checkpoint: str | Path | Reconstructor,
+def evaluate_files(
+    how: Reconstruction,
     data: Sequence[str | Path] | str | Path,
     *,
-    out: str | Path | None = None,
-    split: str | None = None,
-    metrics: str = "fastmri",
-    baselines: Sequence[str] = ("zero_filled", "l1_wavelet"),
-    holdout: float = 0.0,
-    maps: str | None = None,
-    undersampling: Undersampling | None = None,
-    coils: int | None = None,
-    device: str = "auto",
-    overwrite: bool = False,
-    quiet: bool = False,
+    out: Path | None,
+    split: str | None,
+    metrics: str,
+    baselines: Sequence[str],
+    holdout: float,
+    command: str | None,
+    workers: int,
+    shard: str | None,
+    resume: bool,
+    overwrite: bool,
 ) -> Table:
-    """Scores a model and baselines on files; one that fails is listed and the others are scored.
-
-    The reference is the file's own image; where there is none, the root sum of squares of fully sampled k-space. Files
-    that were measured undersampled have neither: `holdout` keeps some of their samples from every method and scores
-    how well these are predicted, as `kspace_nmse`, the squared error over the energy (1 for predicting nothing).
-
-    Args:
-        checkpoint: a model, a checkpoint folder, a shipped checkpoint's name, or a hub name.
-        data: k-space files, or folders of them.
-        out: folder for metrics.csv, metrics.json and a picture.
-        split: subfolder of each folder to score.
-        metrics: fastmri, calgary_campinas or scale_invariant.
-        baselines: of zero_filled, cg_sense, l1_wavelet.
-        holdout: share of the samples to keep back.
-        maps: as for `reconstruct`.
-        undersampling: for files that are fully sampled.
-        coils: 1 admits fastMRI's single-coil files.
-        device: of the model; baselines run on the CPU.
-        overwrite: replace results that are there.
-        quiet: show no progress.
-
-    Raises:
-        ValueError: an option does not serve, or the checkpoint is none.
-    """
+    """What the verb `evaluate` does, with its options; `command` repeats it, and asks for the page to read."""
     for name, value, known in (("metrics", [metrics], METRICS), ("baselines", baselines, BASELINES)):
         unknown = sorted(set(value) - set(known))
         if unknown:
             raise UserError(f"{name} must be of {', '.join(known)}; got {unknown[0]!r}")
     given = [data] if isinstance(data, str | Path) else data
-    found = find_inputs([Path(item) / split if split else item for item in given])
-    if out is not None:
-        open_output(Path(out), overwrite)
-    model = checkpoint if isinstance(checkpoint, Reconstructor) else load_checkpoint(checkpoint)
-    target = choose_device(device)
-    score = _kspace_score if holdout else METRICS[metrics]
-    methods = [Method(name, BASELINES[name], score) for name in baselines]
-    methods.append(Method(type(model).__name__, model.to(target).prepared(), score))
-    failures = []
-    for path in found:
-        try:
-            with open_volume(path, coils=coils) as volume, progress(len(volume), path.name, quiet=quiet) as advance:
-                pairs = _pairs(volume, model, maps, undersampling)
-                _score(volume, methods, pairs, holdout, target, advance)
-        except (ValueError, OSError) as error:
-            line = one_line(error)
-            failures.append(line if str(path) in line else f"{path}: {line}")
-            for method in methods:  # a file that failed half way counts for nobody
-                method.scores.discard(str(path))
-    table = _table(methods, "held-out samples" if holdout else metrics, len(found), failures)
-    if out is not None:
-        table.outputs = _write(Path(out), methods, table)
-    return table
+    found = find_inputs([Path(item) / split if split else item for item in given], SUFFIXES)
+    what = "held-out samples" if holdout else metrics
+    run = Run(out, what, "slice", draw=_draw, shard=shard, resume=resume, overwrite=overwrite)
+    check(run)
+    how.check()
+    run.options = how.digest(metrics=metrics, baselines=tuple(baselines), holdout=holdout)
+    if command is not None:
+        run.report = {
+            "command": command,
+            "checkpoint": describe(how.model),
+            "higher_is_better": HIGHER_IS_BETTER,
+        }
+    scoring = _Scoring(how if workers == 1 else how.copy(), metrics, tuple(baselines), holdout)
+    return score_files(found, scoring, run, workers=workers, quiet=how.quiet)
 
 
-def _pairs(
-    volume: Volume, model: Reconstructor, maps: str | None, undersampling: Undersampling | None
-) -> Iterator[tuple[PreparedSlice, PreparedSlice, Preprocess, Preprocess]]:
-    """Each slice as the model takes it and, under the file's own Fourier convention, as the baselines take it."""
-    steps = preprocess_of(model, maps)
-    own: FFTConvention = "centered-ortho" if volume.centered else "uncentered-ortho"
-    classical = steps if steps.fft == own else replace(steps, fft=own)
-    ours = samples(volume, steps, maps=maps, undersampling=undersampling)
-    if classical is steps:
-        for prepared in ours:
-            yield prepared, prepared, steps, steps
-        return
-    theirs = samples(volume, classical, maps=maps, undersampling=undersampling)
-    for one, other in zip(ours, theirs, strict=True):
-        yield one, other, steps, classical
+def _draw(path: Path, picture: dict[str, np.ndarray]) -> None:
+    target, *others = picture.items()
+    error_map_png(path, target[1], dict(others))
 
 
-def _score(
-    volume: Volume,
-    methods: Sequence[Method],
-    pairs: Iterator[tuple[PreparedSlice, PreparedSlice, Preprocess, Preprocess]],
-    holdout: float,
-    device: torch.device,
-    advance: Callable[..., None],
-) -> None:
-    """Adds the scores of a volume to every method."""
-    middle = len(volume) // 2
-    for index, (ours, theirs, steps, classical) in enumerate(pairs):
-        for method in methods:
-            mine = method is methods[-1]
-            prepared, preprocess = (ours, steps) if mine else (theirs, classical)
-            convention = None if mine else preprocess.fft
-            where = device if mine else torch.device("cpu")
-            if holdout:
-                kept, hidden = _hold_out(prepared, holdout, (*file_seed(volume.path), index))
-                image = method(kept, where, convention).cpu()
-                truth, predicted = _at_samples(image, prepared, hidden, preprocess.fft, method.name)
-                method.scores.add(str(volume.path), truth, predicted)
-                continue
-            truth = _reference(volume, index, prepared, preprocess)
-            image = method(prepared, where, convention)
-            magnitude = magnitudes(volume, preprocess, image[None], prepared.scale[None])[0]
-            truth, magnitude = _same_size(truth, magnitude)
-            method.scores.add(str(volume.path), truth, magnitude)
-            if index == middle and method.picture is None:
-                method.picture = np.stack([truth, magnitude])
-        advance()
-    for method in methods:
-        method.scores.finish()
+@dataclass(frozen=True)
+class _Scoring:
+    """Scores the network and the baselines on a file."""
+
+    how: Reconstruction
+    metrics: str
+    baselines: tuple[str, ...]
+    holdout: float
+
+    def __call__(self) -> Work[Scores]:
+        """The work, in the process that does it."""
+        how = self.how.check()
+        methods = [
+            Method(name, BASELINES[name], prepare=lambda volume: replace(how.steps, fft=_own(volume)))
+            for name in self.baselines
+        ]
+        name = type(how.model).__name__
+        methods.append(Method(name, how.solve, prepare=lambda volume: how.steps, device=how.target))
+        return lambda path: self.score(path, methods)
+
+    def score(self, path: Path, methods: Sequence[Method]) -> Scores:
+        """The scores of a file; slices are read once for methods with the same preparation."""
+        with blaming(path):
+            opened = open_volume(path, coils=self.how.coils)
+        compare = self._held_out if self.holdout else self._whole
+        score = _kspace_score if self.holdout else METRICS[self.metrics]
+        rows = {method.name: FileScores(score, what="slices") for method in methods}
+        before = {method.name: method.seconds for method in methods}
+        picture: dict[str, np.ndarray] = {}
+        with opened as volume, progress(len(volume), path.name, quiet=self.how.quiet) as advance:
+            steps = {method.name: method.prepare(volume) for method in methods}
+            streams = {one: self.how.slices(volume, one) for one in dict.fromkeys(steps.values())}
+            for start in range(0, len(volume), self.how.batch_size):
+                batches = {one: list(islice(stream, self.how.batch_size)) for one, stream in streams.items()}
+                for method in methods:
+                    pairs = compare(volume, start, batches[steps[method.name]], method, steps[method.name])
+                    for offset, (truth, image) in enumerate(pairs):
+                        rows[method.name].add(str(path), truth, image)
+                        if start + offset == len(volume) // 2 and not self.holdout:
+                            picture |= {"target": picture.get("target", truth), method.name: image}
+                advance(len(batches[steps[methods[-1].name]]))
+        with blaming(path, ValueError):
+            metrics = {name: scores.finish() for name, scores in rows.items()}
+        seconds = {method.name: method.seconds - before[method.name] for method in methods}
+        return Scores(metrics, seconds, len(volume), picture or None)
+
+    def _whole(
+        self, volume: Volume, start: int, batch: list[PreparedSlice], method: Method, steps: Preprocess
+    ) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Reference and image of each slice, of one size."""
+        truths = [_reference(volume, start + offset, one, steps) for offset, one in enumerate(batch)]
+        image = self._solved(volume, batch, method, steps)
+        scale = torch.stack([one.scale for one in batch])
+        return [_same_size(*pair) for pair in zip(truths, magnitudes(volume, steps, image, scale), strict=True)]
+
+    def _held_out(
+        self, volume: Volume, start: int, batch: list[PreparedSlice], method: Method, steps: Preprocess
+    ) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Held-out samples as measured and as predicted."""
+        with blaming(volume.path, ValueError):
+            parted = [
+                _hold_out(one, self.holdout, (*file_seed(volume.path), start + offset))
+                for offset, one in enumerate(batch)
+            ]
+        images = self._solved(volume, [kept for kept, _ in parted], method, steps).cpu()
+        return [
+            _at_samples(image, one, hidden, steps.fft, method.name)
+            for image, one, (_, hidden) in zip(images, batch, parted, strict=True)
+        ]
+
+    def _solved(self, volume: Volume, batch: list[PreparedSlice], method: Method, steps: Preprocess) -> Tensor:
+        """Images of the slices (slice, height, width); baselines are told the Fourier convention of the file."""
+        known: dict[str, FFTConvention] = {"fft": steps.fft} if method.name in self.baselines else {}
+        with blaming(volume.path, ValueError):
+            image: Tensor = method(*batched(batch), count=len(batch), **known)
+        return image
 
 
-def _reference(volume: Volume, index: int, prepared: PreparedSlice, preprocess: Preprocess) -> np.ndarray:
+def _own(volume: Volume) -> FFTConvention:
+    """The convention that decodes a file."""
+    return "centered-ortho" if volume.centered else "uncentered-ortho"
+
+
+def _reference(volume: Volume, index: int, prepared: PreparedSlice, steps: Preprocess) -> np.ndarray:
     """The image to compare with."""
-    stored: np.ndarray | None = volume.target(index)
+    with blaming(volume.path):
+        stored: np.ndarray | None = volume.target(index)
     if stored is not None:
         return stored
     if volume.mask is not None:
-        raise ValueError(
-            f"{volume.path}: undersampled and without a reference image, nothing to compare with; "
-            "pass --holdout 0.1 to score the prediction of samples that are kept back"
+        raise FileError(
+            volume.path,
+            "undersampled and without a reference image, nothing to compare with; "
+            "pass --holdout 0.1 to score the prediction of samples that are kept back",
         )
-    image: np.ndarray = magnitudes(volume, preprocess, prepared.target[None], prepared.scale[None])[0]
+    image: np.ndarray = magnitudes(volume, steps, prepared.target[None], prepared.scale[None])[0]
     return image
 
 
@@ -251,37 +205,3 @@ def _at_samples(
 def _kspace_score(truth: np.ndarray, predicted: np.ndarray) -> dict[str, float]:
     """Squared error of held-out samples over their energy."""
     return {"kspace_nmse": float(((truth - predicted) ** 2).sum() / (truth**2).sum())}
-
-
-def _table(methods: Sequence[Method], what: str, files: int, failures: list[str]) -> Table:
-    means = [(method.name, method.scores.mean(), method.seconds / max(method.slices, 1)) for method in methods]
-    names = tuple(means[-1][1])
-    rows: list[tuple[object, ...]] = [
-        (name, *(mean[metric] for metric in names), seconds) for name, mean, seconds in means if mean
-    ]
-    scored = len(methods[-1].scores.rows)
-    title = f"{what}: mean over {scored} file{'s' if scored != 1 else ''}"
-    return Table(title, ("method", *names, "seconds_a_slice"), rows, files, failures)
-
-
-def _write(out: Path, methods: Sequence[Method], table: Table) -> list[Path]:
-    """metrics.csv (a row a file and method), metrics.json (the means) and a picture."""
-    out.mkdir(parents=True, exist_ok=True)
-    written = [out / "metrics.csv", out / "metrics.json"]
-    names = table.columns[1:-1]
-    with writing(written[0]) as part, part.open("w", newline="", encoding="utf-8") as stream:
-        sheet = csv.writer(stream)
-        sheet.writerow(("file", "method", *names))
-        for method in methods:
-            sheet.writerows(
-                (file, method.name, *(row[name] for name in names)) for file, row in method.scores.rows.items()
-            )
-    means = {str(row[0]): dict(zip(table.columns[1:], row[1:], strict=True)) for row in table.rows}
-    with writing(written[1]) as part:
-        part.write_text(json.dumps({"scored": table.title, "mean": means, "failures": table.failures}, indent=1))
-    pictures = {method.name: method.picture for method in methods if method.picture is not None}
-    if pictures:
-        target = next(iter(pictures.values()))[0]
-        written.append(out / "comparison.png")
-        error_map_png(written[-1], target, {name: picture[1] for name, picture in pictures.items()})
-    return written

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from recurra.core.errors import UserError
 from recurra.core.files import open_output, writing
 from recurra.kernels import use_backend
+from recurra.mri.inference import load_checkpoint
 from recurra.mri.models.reconstructor import AXES, Reconstructor
 from recurra.mri.operators import sense_expand
-from recurra.mri.predict import load_checkpoint
 from recurra.mri.real_arithmetic import RealArithmetic
 
 TOLERANCE = 1e-4  # of the largest magnitude: float32 through some ten unrolled convolutions and FFTs
@@ -28,6 +28,10 @@ class ExportReport:
 
     path: Path
     difference: float
+
+    def show(self) -> None:
+        """Print both."""
+        print(f"{self.path}: largest difference to torch {self.difference:.1e}")
 
 
 class RealInterface(nn.Module):

@@ -155,59 +155,7 @@ METRICS: dict[str, Callable[..., Metrics]] = {
 }
 
 
-class VolumeScores:
-    """Scores of volumes whose slices arrive one by one; never holds more than one volume.
-
-        scores = VolumeScores(fastmri_metrics)
-        for file, target, prediction in slices:
-            scores.add(file, target, prediction)
-        scores.finish()
-        scores.rows["knee.h5"]["ssim"], scores.mean()["ssim"]
-
-    The slices of a volume must follow one another, in any order within it.
-    """
-
-    def __init__(self, score: Callable[..., Metrics] = fastmri_metrics) -> None:
-        """Scores with `score(target, prediction)`, one of `METRICS` or a function of that form."""
-        self.score = score
-        self.rows: dict[str, Metrics] = {}
-        self._file: str | None = None
-        self._slices: list[tuple[np.ndarray, np.ndarray]] = []
-
-    def add(
-        self, file: str, target: Float[np.ndarray, "height width"], prediction: Float[np.ndarray, "rows columns"]
-    ) -> None:
-        """Takes one slice; the previous volume is scored and dropped when a new file begins."""
-        if file != self._file:
-            self.finish()
-            if file in self.rows:
-                raise ValueError(f"{file}: its slices do not follow one another; score the slices of a file in one run")
-            self._file = file
-        self._slices.append((target, prediction))
-
-    def finish(self) -> None:
-        """Scores the volume in hand, if there is one."""
-        if self._file is None:
-            return
-        targets, predictions = zip(*self._slices, strict=True)
-        try:
-            self.rows[self._file] = self.score(np.stack(targets), np.stack(predictions))
-        except ValueError as error:
-            raise ValueError(f"{self._file}: {error}") from error
-        self._file, self._slices = None, []
-
-    def discard(self, file: str) -> None:
-        """Forgets a file, scored or begun."""
-        self.rows.pop(file, None)
-        if file == self._file:
-            self._file, self._slices = None, []
-
-    def mean(self) -> Metrics:
-        """Mean over the volumes scored so far; empty if there is none."""
-        if not self.rows:
-            return {}
-        names = next(iter(self.rows.values())).keys()
-        return {name: float(np.mean([row[name] for row in self.rows.values()])) for name in names}
+HIGHER_IS_BETTER = {"mse": False, "nmse": False, "psnr": True, "ssim": True, "vif": True, "kspace_nmse": False}
 
 
 def _scale_invariant(target: np.ndarray, prediction: np.ndarray) -> Metrics:

@@ -4,9 +4,8 @@ A result that is not complete never looks complete: files are written as NAME.pa
 """
 
 import gzip
-from abc import ABC, abstractmethod
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+import hashlib
+from contextlib import AbstractContextManager, suppress
 from io import BufferedIOBase
 from pathlib import Path
 from typing import Any, Literal
@@ -16,54 +15,30 @@ import numpy as np
 from jaxtyping import Complex64, Float32, Float64
 from numpy.typing import NDArray
 
-from recurra.core.errors import UserError
-from recurra.core.files import writing
+from recurra.core.files import Writer, extra, finished
 
 OutputFormat = Literal["fastmri", "nifti", "dicom"]
 
 
-class VolumeWriter(ABC):
+class VolumeWriter(Writer[NDArray[Any]]):
     """Takes the slices of a volume in order.
 
     Args:
         path: where they are written for now.
         shape: (slice, row, column).
+        origin: what the volume was made from, kept within the file.
     """
 
-    def __init__(self, path: Path, shape: tuple[int, int, int]) -> None:
-        self.path, self.shape = path, shape
-        self.written = 0
+    def __init__(self, path: Path, shape: tuple[int, int, int], *, origin: str = "") -> None:
+        super().__init__(path, shape[0], what="slices")
+        self.shape, self.origin = shape, origin
 
-    def write(self, image: NDArray[Any]) -> None:
-        """Adds a slice (row, column), real or complex.
-
-        Raises:
-            ValueError: it is of another size, has values that are no numbers, or is one too many.
-        """
-        if image.shape != self.shape[1:]:
-            raise ValueError(f"{self.path}: slice {self.written} has shape {image.shape}; expected {self.shape[1:]}")
-        if self.written == self.shape[0]:
-            raise ValueError(f"{self.path}: more than {self.shape[0]} slices")
-        if not np.isfinite(image).all():
+    def check(self, piece: NDArray[Any]) -> None:
+        """Refuses a slice (row, column), real or complex, of another size or with values that are no numbers."""
+        if piece.shape != self.shape[1:]:
+            raise ValueError(f"{self.path}: slice {self.written} has shape {piece.shape}; expected {self.shape[1:]}")
+        if not np.isfinite(piece).all():
             raise ValueError(f"{self.path}: slice {self.written} of the reconstruction has NaN or infinite values")
-        self._write(image)
-        self.written += 1
-
-    def finish(self) -> None:
-        """Checks that all slices are there.
-
-        Raises:
-            ValueError: some are missing.
-        """
-        if self.written != self.shape[0]:
-            raise ValueError(f"{self.path}: {self.written} of {self.shape[0]} slices were written")
-
-    @abstractmethod
-    def _write(self, image: NDArray[Any]) -> None:
-        """Adds a slice that fits."""
-
-    def close(self) -> None:  # noqa: B027 - most formats hold nothing open
-        """Gives the file back."""
 
 
 class FastMRIWriter(VolumeWriter):
@@ -73,8 +48,8 @@ class FastMRIWriter(VolumeWriter):
     cannot close its file any more and takes the process down with it; a plain file just reports the error.
     """
 
-    def __init__(self, path: Path, shape: tuple[int, int, int]) -> None:
-        super().__init__(path, shape)
+    def __init__(self, path: Path, shape: tuple[int, int, int], *, origin: str = "") -> None:
+        super().__init__(path, shape, origin=origin)
         with path.open("wb") as probe:  # whether there is room for what HDF5 writes itself
             probe.write(bytes(2**16))
         with h5py.File(path, "w", locking=False) as file:
@@ -82,6 +57,9 @@ class FastMRIWriter(VolumeWriter):
             layout.set_layout(h5py.h5d.CONTIGUOUS)
             layout.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
             layout.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+            layout.set_obj_track_times(False)  # the same image is the same file
+            if origin:
+                file.attrs["recurra"] = origin
             space = h5py.h5s.create_simple(shape)
             images = h5py.h5d.create(file.id, b"reconstruction", h5py.h5t.IEEE_F32LE, space, layout)
             start = images.get_offset()
@@ -115,15 +93,17 @@ class NIfTIWriter(VolumeWriter):
         affine: Float64[NDArray[np.float64], "4 4"],
         part: Literal["magnitude", "phase"] = "magnitude",
         compress: bool = False,
+        origin: str = "",
     ) -> None:
-        super().__init__(path, shape)
-        nibabel = _extra("nibabel", "NIfTI", "nifti")
+        super().__init__(path, shape, origin=origin)
+        nibabel = extra("nibabel", "writing NIfTI", "recurra-mri[nifti]")
         header = nibabel.Nifti1Header()
         header.set_data_dtype(np.float32)
         header.set_data_shape((shape[1], shape[2], shape[0]))
         header.set_sform(affine, code=1)
         header.set_qform(affine, code=1, strip_shears=True)
         header.set_xyzt_units("mm")
+        header["descrip"] = origin.encode()
         header["vox_offset"] = 352
         header["magic"] = b"n+1"
         self._phase = part == "phase"
@@ -160,34 +140,40 @@ class DICOMWriter(VolumeWriter):
         *,
         affine: Float64[NDArray[np.float64], "4 4"],
         name: str = "reconstruction",
+        origin: str = "",
     ) -> None:
-        super().__init__(path, shape)
-        self._pydicom = _extra("pydicom", "DICOM", "dicom")
+        super().__init__(path, shape, origin=origin)
+        extra("pydicom", "writing DICOM", "recurra-mri[dicom]")
+        self._affine, self._name = affine, name
+        self._seed = b""
+        path.mkdir()
+
+    def _uid(self, what: str) -> Any:
+        """An identifier that is the same for the same images of the same input, and another for all others."""
         from pydicom.uid import generate_uid
 
-        self._affine, self._name = affine, name
-        self._study, self._series, self._frame = generate_uid(), generate_uid(), generate_uid()
-        path.mkdir()
+        return generate_uid(entropy_srcs=[what, self._name, self.origin, str(self._affine.tolist()), self._seed.hex()])
 
     def _write(self, image: NDArray[Any]) -> None:
         from pydicom.dataset import FileDataset, FileMetaDataset
-        from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage, generate_uid
+        from pydicom.uid import ExplicitVRLittleEndian, MRImageStorage
 
         magnitude = np.abs(image).astype(np.float64)
+        self._seed = self._seed or hashlib.sha256(magnitude.tobytes()).digest()
         slope = float(magnitude.max()) / 65535 or 1.0
         pixels = np.round(magnitude / slope).astype("<u2")
         meta = FileMetaDataset()
         meta.MediaStorageSOPClassUID = MRImageStorage
-        meta.MediaStorageSOPInstanceUID = generate_uid()
+        meta.MediaStorageSOPInstanceUID = self._uid(f"slice {self.written}")
         meta.TransferSyntaxUID = ExplicitVRLittleEndian
         path = self.path / f"slice_{self.written + 1:04d}.dcm"
         data = FileDataset(str(path), {}, file_meta=meta, preamble=bytes(128))
         values: dict[str, Any] = {
             "SOPClassUID": MRImageStorage,
             "SOPInstanceUID": meta.MediaStorageSOPInstanceUID,
-            "StudyInstanceUID": self._study,
-            "SeriesInstanceUID": self._series,
-            "FrameOfReferenceUID": self._frame,
+            "StudyInstanceUID": self._uid("study"),
+            "SeriesInstanceUID": self._uid("series"),
+            "FrameOfReferenceUID": self._uid("frame"),
             "Modality": "MR",
             "ImageType": ["DERIVED", "PRIMARY", "M"],
             "PatientName": "",
@@ -202,6 +188,8 @@ class DICOMWriter(VolumeWriter):
             "Manufacturer": "",
             "SeriesNumber": 1,
             "SeriesDescription": self._name[:64],
+            "DerivationDescription": self.origin,
+            "ImagesInAcquisition": self.shape[0],
             "ScanningSequence": "RM",
             "SequenceVariant": "NONE",
             "ScanOptions": "",
@@ -245,7 +233,6 @@ def dicom_geometry(affine: Float64[NDArray[np.float64], "4 4"], index: int) -> d
     }
 
 
-@contextmanager
 def volume_writer(
     path: str | Path,
     shape: tuple[int, int, int],
@@ -253,7 +240,8 @@ def volume_writer(
     format: OutputFormat = "fastmri",
     affine: Float64[NDArray[np.float64], "4 4"] | None = None,
     part: Literal["magnitude", "phase"] = "magnitude",
-) -> Iterator[VolumeWriter]:
+    origin: str = "",
+) -> AbstractContextManager[VolumeWriter]:
     """A writer for a volume; the file is there once the block ends without an error, and not before.
 
     Args:
@@ -262,26 +250,48 @@ def volume_writer(
         format: of the file.
         affine: from (row, column, slice) to millimetres; by default voxels of 1 mm.
         part: what NIfTI holds of a complex image.
+        origin: what the volume was made from, kept within the file: at most 80 characters.
 
     Raises:
         ValueError: slices are missing or do not fit.
         UserError: the format's package is not installed.
         OSError: the disk is full, or the place may not be written to.
     """
-    place = np.eye(4) if affine is None else affine
-    with writing(Path(path)) as temporary:
-        writer: VolumeWriter
+    place, path = np.eye(4) if affine is None else affine, Path(path)
+
+    def make(temporary: Path) -> VolumeWriter:
         if format == "nifti":
-            writer = NIfTIWriter(temporary, shape, affine=place, part=part, compress=Path(path).suffix == ".gz")
-        elif format == "dicom":
-            writer = DICOMWriter(temporary, shape, affine=place, name=Path(path).name)
-        else:
-            writer = FastMRIWriter(temporary, shape)
-        try:
-            yield writer
-            writer.finish()
-        finally:
-            writer.close()
+            gz = path.suffix == ".gz"
+            return NIfTIWriter(temporary, shape, affine=place, part=part, compress=gz, origin=origin)
+        if format == "dicom":
+            return DICOMWriter(temporary, shape, affine=place, name=path.name, origin=origin)
+        return FastMRIWriter(temporary, shape, origin=origin)
+
+    return finished(path, make)
+
+
+def origin_of(path: Path) -> tuple[str | None, int]:
+    """What a volume was made from and its number of slices; None where it is not whole."""
+    try:
+        if path.is_dir():
+            from pydicom import dcmread
+
+            slices = sorted(path.glob("*.dcm"))
+            first = dcmread(slices[0], stop_before_pixels=True)
+            whole = len(slices) == int(first.ImagesInAcquisition)
+            return str(first.DerivationDescription) if whole else None, len(slices)
+        if path.suffix == ".nii":
+            from nibabel.nifti1 import Nifti1Header
+
+            with path.open("rb") as stream:
+                header: Any = Nifti1Header.from_fileobj(stream)  # type: ignore[no-untyped-call]
+            rows, columns, slices_ = header.get_data_shape()
+            whole = path.stat().st_size == 352 + 4 * rows * columns * slices_
+            return bytes(header["descrip"].item()).decode() if whole else None, slices_
+        with h5py.File(path, "r", locking=False) as file:
+            return str(file.attrs.get("recurra", "")), len(file["reconstruction"])
+    except Exception:  # whatever a damaged file does to a reader, it is not whole
+        return None, 0
 
 
 def write_fastmri(path: str | Path, images: Float32[NDArray[np.float32], "slice row column"]) -> None:
@@ -326,19 +336,3 @@ def _close(file: BufferedIOBase) -> None:
     """Closes a file; what it still held back is lost when the disk is full, which has been reported by then."""
     with suppress(OSError):
         file.close()
-
-
-def _extra(module: str, what: str, extra: str) -> Any:
-    """A module of an extra.
-
-    Raises:
-        UserError: it is not installed.
-    """
-    from importlib import import_module
-
-    try:
-        return import_module(module)
-    except ImportError:
-        raise UserError(
-            f"writing {what} needs the package {module}; install it with: pip install 'recurra-mri[{extra}]'"
-        ) from None

@@ -1,0 +1,427 @@
+"""Scores methods beside each other: the same files, the same metrics; a table, CSV, JSON and a page to read.
+
+Scores are kept file by file, so that a run can be shared by machines and gone on with.
+"""
+
+import csv
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from recurra.core.errors import FileError, Interrupted, UserError
+from recurra.core.files import open_output, writing
+from recurra.core.inference import Work, failures, file_digest, outcomes, shard_of, share
+from recurra.core.verbs import print_table
+
+TABLE, MEANS, PICTURE, PICTURES, REPORT = "metrics.csv", "metrics.json", "comparison.png", "pictures", "report.html"
+_PICTURES_OF_A_REPORT = 12
+
+
+@dataclass
+class Table:
+    """Mean metrics of each method over the files, and what became of the files.
+
+    Attributes:
+        title: what was scored, and how.
+        columns: names of the columns: method, the metrics, seconds a unit.
+        rows: one a method.
+        files: how many files were given.
+        failures: one line for each file that could not be scored.
+        outputs: files written.
+    """
+
+    title: str
+    columns: tuple[str, ...]
+    rows: list[tuple[object, ...]]
+    files: int
+    failures: list[str] = field(default_factory=list)
+    outputs: list[Path] = field(default_factory=list)
+
+    def show(self) -> None:
+        """Print the table and the paths.
+
+        Raises:
+            UserError: files failed; its line names them all.
+        """
+        print_table(self.columns, self.rows, title=self.title)
+        for path in self.outputs:
+            print(path)
+        if self.failures:
+            raise failures(self.failures, self.files)
+
+
+class Method:
+    """A way to get results, with its own preparation and device, and the time it takes.
+
+    Attributes:
+        name: in the table.
+        prepare: what is done to an input before it; methods that share it are prepared for once.
+        device: where its input goes.
+        seconds: spent in it, preparation apart.
+        count: units done.
+    """
+
+    def __init__(self, name: str, solve: Callable[..., Any], *, prepare: Any = None, device: Any = "cpu") -> None:
+        self.name, self._solve, self.prepare, self.device = name, solve, prepare, device
+        self.seconds, self.count = 0.0, 0
+
+    def __call__(self, *inputs: Any, count: int = 1, **options: Any) -> Any:
+        """What it makes of tensors of `count` units."""
+        import torch
+
+        moved = [value.to(self.device) if isinstance(value, torch.Tensor) else value for value in inputs]
+        started = time.perf_counter()
+        with torch.no_grad():
+            result = self._solve(*moved, **options)
+            if str(self.device).startswith("cuda"):
+                torch.cuda.synchronize(self.device)
+        self.seconds += time.perf_counter() - started
+        self.count += count
+        return result
+
+
+@dataclass
+class Scores:
+    """The scores of one file.
+
+    Attributes:
+        metrics: of each method, by its name.
+        seconds: each method took in all.
+        count: units in the file.
+        picture: what the domain's `draw` makes a picture of, if there is anything.
+    """
+
+    metrics: dict[str, dict[str, float]]
+    seconds: dict[str, float]
+    count: int
+    picture: Any = None
+
+
+class FileScores:
+    """Scores of files whose pieces arrive one by one; never holds more than one file.
+
+        scores = FileScores(metrics)
+        for file, target, prediction in pieces:
+            scores.add(file, target, prediction)
+        scores.finish()
+        scores.rows["knee.h5"]["ssim"], scores.mean()["ssim"]
+
+    The pieces of a file must follow one another, in any order within it.
+    """
+
+    def __init__(self, score: Callable[..., dict[str, float]], *, what: str = "pieces") -> None:
+        """Scores with `score(targets, predictions)`, arrays of all pieces of a file; `what` they are, for errors."""
+        self.score, self.what = score, what
+        self.rows: dict[str, dict[str, float]] = {}
+        self._file: str | None = None
+        self._pieces: list[tuple[Any, Any]] = []
+
+    def add(self, file: str, target: Any, prediction: Any) -> None:
+        """Takes one piece; the previous file is scored and dropped when a new one begins."""
+        if file != self._file:
+            self.finish()
+            if file in self.rows:
+                raise ValueError(
+                    f"{file}: its {self.what} do not follow one another; score the {self.what} of a file in one run"
+                )
+            self._file = file
+        self._pieces.append((target, prediction))
+
+    def finish(self) -> dict[str, float]:
+        """Scores the file in hand; empty if there is none."""
+        import numpy as np
+
+        if self._file is None:
+            return {}
+        file, pieces, self._file, self._pieces = self._file, self._pieces, None, []
+        targets, predictions = zip(*pieces, strict=True)
+        try:
+            self.rows[file] = self.score(np.stack(targets), np.stack(predictions))
+        except ValueError as error:
+            raise FileError(file, str(error)) from error
+        return self.rows[file]
+
+    def discard(self, file: str) -> None:
+        """Forgets a file, scored or begun."""
+        self.rows.pop(file, None)
+        if file == self._file:
+            self._file, self._pieces = None, []
+
+    def mean(self) -> dict[str, float]:
+        """Mean over the files scored so far; empty if there is none."""
+        rows = list(self.rows.values())
+        return {name: _mean([row[name] for row in rows]) for name in rows[0]} if rows else {}
+
+
+@dataclass
+class Run:
+    """Where the scores of a run go, and how they were made.
+
+    Attributes:
+        out: folder, or None for none.
+        what: what was scored, the beginning of the title.
+        unit: what is counted: "slice" gives the column seconds_a_slice.
+        options: digest of all that changes the numbers.
+        draw: makes a PNG of a `Scores.picture`.
+        shard: "I/N", the share of the files that is scored here.
+        resume: keep the scores of files that have not changed.
+        overwrite: replace what is in the folder.
+        report: facts for the page to read; None for no page.
+    """
+
+    out: Path | None
+    what: str
+    unit: str
+    options: str = ""
+    draw: Callable[[Path, Any], object] | None = None
+    shard: str | None = None
+    resume: bool = False
+    overwrite: bool = False
+    report: Mapping[str, Any] | None = None
+
+
+@dataclass
+class _File:
+    """One line of a run's memory: what became of a file."""
+
+    index: int
+    file: str
+    digest: str
+    failure: str | None = None
+    count: int = 0
+    seconds: dict[str, float] = field(default_factory=dict)
+    metrics: dict[str, dict[str, float]] = field(default_factory=dict)
+
+
+def check(run: Run) -> None:
+    """Refuse a run before anything is opened or computed.
+
+    Raises:
+        UserError: its share is none, or its folder holds something else.
+    """
+    _, count = shard_of(run.shard)
+    if run.out is None:
+        if count > 1 or run.resume:
+            raise UserError("--shard and --resume need --out, where the scores of each share are kept")
+        return
+    if run.resume:
+        return
+    mine = _part(run)
+    others = {path for path in run.out.glob("*") if path != mine} if run.out.is_dir() else set()
+    shared = count > 1 and all(_of_shares(path, count) for path in others) and not mine.exists()
+    if not shared:
+        open_output(run.out, run.overwrite)
+
+
+def score_files(
+    files: Sequence[Path], prepare: Callable[[], Work[Scores]], run: Run, *, workers: int = 1, quiet: bool = False
+) -> Table:
+    """The table of all methods over the files; one that fails is listed and the others are scored.
+
+    Args:
+        files: all of the run, whatever the share.
+        prepare: makes the scoring of a path, once in every process.
+        run: see there.
+        workers: processes; the scores are those of one.
+        quiet: show no progress.
+
+    Raises:
+        Interrupted: Ctrl-C; the text says what is kept.
+    """
+    check(run)
+    chosen = share(files, run.shard)
+    known = _kept(run)
+    digests = {path: file_digest(path) if path.is_file() else "" for _, path in chosen} if run.out else {}
+    done: list[_File] = []
+    for index, path in chosen:
+        old = known.get(str(path))
+        if old and old.failure is None and old.digest and old.digest == digests.get(path):
+            done.append(_File(**{**asdict(old), "index": index}))
+    left = [(index, path) for index, path in chosen if index not in {one.index for one in done}]
+    try:
+        made = outcomes([path for _, path in left], prepare, workers=workers, quiet=quiet)
+        for (index, path), outcome in zip(left, made, strict=True):
+            one = _File(index, str(path), digests.get(path, ""))
+            if outcome.value is None:
+                one.failure = str(outcome.error)
+            else:
+                scores: Scores = outcome.value
+                one.count, one.seconds, one.metrics = scores.count, scores.seconds, scores.metrics
+                _draw(run, one, scores.picture, [other for other in done if other.failure is None])
+            done.append(one)
+            _save(run, done)
+    except KeyboardInterrupt as stop:
+        kept = f"{len(done)} of {len(chosen)} files are done" + (", go on with --resume" if run.out else "")
+        raise Interrupted(f"interrupted; {kept}") from stop
+    _save(run, done)
+    return _finish(run, sorted(done, key=lambda one: one.index), files)
+
+
+# --- what a run remembers
+
+
+def _part(run: Run) -> Path:
+    """Where the scores of this share are until all shares are there."""
+    assert run.out is not None
+    first, count = shard_of(run.shard)
+    return run.out / f"scores-{first}-of-{count}.json"
+
+
+def _of_shares(path: Path, count: int) -> bool:
+    """Whether a file belongs to a run of so many shares."""
+    return path.name == PICTURES or path.stem.endswith(f"-of-{count}")
+
+
+def _save(run: Run, done: Sequence[_File]) -> None:
+    if run.out is not None:
+        ordered = [asdict(one) for one in sorted(done, key=lambda one: one.index)]
+        with writing(_part(run)) as part:
+            part.write_text(json.dumps({"options": run.options, "files": ordered}, indent=1), encoding="utf-8")
+
+
+def _kept(run: Run) -> dict[str, _File]:
+    """What an earlier run left of each file.
+
+    Raises:
+        UserError: it was made with other options, or cannot be read.
+    """
+    if run.out is None or not run.resume:
+        return {}
+    found: dict[str, _File] = {}
+    for path in (run.out / MEANS, _part(run)):
+        if path.is_file():
+            found |= {one.file: one for one in _read(path, run.options)}
+    return found
+
+
+def _read(path: Path, options: str) -> list[_File]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        found = [_File(**one) for one in content["files"]]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: cannot be gone on with; score anew with --overwrite") from error
+    if content["options"] != options:
+        raise UserError(
+            f"{path}: was made by another checkpoint or with other options; give the same, choose another --out, "
+            "or score anew with --overwrite"
+        )
+    return found
+
+
+def _draw(run: Run, one: _File, picture: Any, before: Sequence[_File]) -> None:
+    """The picture of the first file that was scored, and for a page those of the first files."""
+    if run.out is None or run.draw is None or picture is None:
+        return
+    run.out.mkdir(parents=True, exist_ok=True)
+    first, count = shard_of(run.shard)
+    if not any(other.index < one.index for other in before):
+        name = PICTURE if count == 1 else PICTURE.replace(".", f"-{first}-of-{count}.")
+        run.draw(run.out / name, picture)
+    if run.report is not None and one.index < _PICTURES_OF_A_REPORT:
+        (run.out / PICTURES).mkdir(exist_ok=True)
+        run.draw(run.out / PICTURES / f"{Path(one.file).stem}.png", picture)
+
+
+# --- the end
+
+
+def _finish(run: Run, done: Sequence[_File], files: Sequence[Path]) -> Table:
+    """The table of this share; once all shares are there, of all, with its files."""
+    first, count = shard_of(run.shard)
+    if run.out is None:
+        return _table(run, done, len(files))
+    parts = [run.out / f"scores-{number}-of-{count}.json" for number in range(1, count + 1)]
+    if not all(part.is_file() for part in parts):
+        table = _table(run, done, len(done))
+        table.title += f", share {first} of {count}"
+        return table
+    whole = sorted((one for part in parts for one in _read(part, run.options)), key=lambda one: one.index)
+    if len(whole) < len(files):  # another share is still at it
+        return _table(run, done, len(done))
+    table = _table(run, whole, len(files))
+    table.outputs = _write(run, table, whole)
+    for part in parts:
+        part.unlink(missing_ok=True)
+    return table
+
+
+def _table(run: Run, done: Sequence[_File], files: int) -> Table:
+    scored = [one for one in done if one.failure is None]
+    methods = list(scored[0].metrics) if scored else []
+    names = tuple(scored[0].metrics[methods[-1]]) if scored else ()
+    units = max(1, sum(one.count for one in scored))
+    rows: list[tuple[object, ...]] = [
+        (
+            method,
+            *(_mean([one.metrics[method][name] for one in scored]) for name in names),
+            sum(one.seconds[method] for one in scored) / units,
+        )
+        for method in methods
+    ]
+    title = f"{run.what}: mean over {len(scored)} file{'s' if len(scored) != 1 else ''}"
+    columns = ("method", *names, f"seconds_a_{run.unit}")
+    return Table(title, columns, rows, files, [one.failure for one in done if one.failure is not None])
+
+
+def _mean(values: Sequence[float]) -> float:
+    import numpy as np
+
+    return float(np.mean(values))
+
+
+def _write(run: Run, table: Table, done: Sequence[_File]) -> list[Path]:
+    """metrics.csv (a row a file and method), metrics.json (the means and the memory), the picture and the page."""
+    assert run.out is not None
+    written = [run.out / TABLE, run.out / MEANS]
+    names = table.columns[1:-1]
+    rows = [
+        (one.file, method, *(metrics[name] for name in names))
+        for one in done
+        for method, metrics in one.metrics.items()
+    ]
+    with writing(written[0]) as part, part.open("w", newline="", encoding="utf-8") as stream:
+        csv.writer(stream).writerows([("file", "method", *names), *rows])
+    means = {str(row[0]): dict(zip(table.columns[1:], row[1:], strict=True)) for row in table.rows}
+    content = {"scored": table.title, "mean": means, "failures": table.failures, "options": run.options}
+    with writing(written[1]) as part:
+        text = json.dumps({**content, "files": [asdict(one) for one in done]}, indent=1)
+        part.write_text(text, encoding="utf-8")
+    _, count = shard_of(run.shard)
+    drawn = sorted(run.out.glob(f"comparison-*-of-{count}.png"), key=lambda path: int(path.stem.split("-")[1]))
+    firsts = {int(path.stem.split("-")[1]): path for path in drawn}
+    if firsts:  # of the share that scored the first file of all
+        first = next(one.index for one in done if one.failure is None) % count + 1
+        firsts.pop(first).replace(run.out / PICTURE)
+        for path in firsts.values():
+            path.unlink(missing_ok=True)
+    written += [path for path in (run.out / PICTURE,) if path.is_file()]
+    if run.report is not None:
+        written.append(_page(run, table, ("file", "method", *names), rows))
+    return written
+
+
+def _page(run: Run, table: Table, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> Path:
+    """The page to read."""
+    from recurra.core.report import Page, versions, write_report
+
+    assert run.out is not None
+    assert run.report is not None
+    methods = [str(row[0]) for row in table.rows]
+    drawn = sorted((run.out / PICTURES).glob("*.png")) or [run.out / PICTURE]
+    page = Page(
+        title=f"{methods[-1]} on {table.files} file{'s' if table.files != 1 else ''}" if methods else "no file scored",
+        about=table.title,
+        date=time.strftime("%Y-%m-%d %H:%M"),
+        columns=table.columns,
+        rows=table.rows,
+        file_columns=columns,
+        file_rows=rows,
+        pictures=[(path.stem, path) for path in drawn if path.is_file()],
+        failures=table.failures,
+        versions=versions(),
+        **run.report,
+    )
+    return write_report(run.out / REPORT, page)

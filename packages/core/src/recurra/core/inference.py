@@ -1,0 +1,347 @@
+"""Loads checkpoints and works through many files: one that fails is reported, the others are done.
+
+A verb over files gives `each_file` a function that prepares the work: it is called once in each process that shares the
+files, and what it returns takes one path.
+"""
+
+import hashlib
+import json
+import multiprocessing
+import os
+import re
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass, field
+from importlib.resources import files as package_files
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+from recurra.core.checkpoint import Pretrained
+from recurra.core.errors import FileError, Interrupted, UserError, one_line
+from recurra.core.verbs import progress
+
+_Model = TypeVar("_Model", bound=Pretrained)
+_Value = TypeVar("_Value")
+Work = Callable[[Path], _Value]
+
+
+def load(kind: type[_Model], checkpoint: str | Path | _Model, *, package: str) -> _Model:
+    """The model of a checkpoint folder, of a shipped checkpoint's name, or of a hub name (owner/name).
+
+    Args:
+        kind: what it must be.
+        checkpoint: a model is returned as it is.
+        package: ships checkpoints in its folder `samples`.
+
+    Raises:
+        ValueError: there is no such checkpoint, it is damaged, or it holds something else.
+    """
+    if isinstance(checkpoint, kind):
+        return checkpoint
+    shipped = package_files(package) / "samples" / str(checkpoint)
+    if not Path(str(checkpoint)).exists() and "/" not in str(checkpoint) and shipped.is_dir():
+        checkpoint = str(shipped)
+    return kind.from_pretrained(str(checkpoint))
+
+
+def describe(model: Pretrained, **facts: str) -> dict[str, str]:
+    """What a checkpoint holds, for people: field and value.
+
+    Args:
+        model: loaded from it.
+        facts: what the domain adds, such as units.
+    """
+    count = sum(parameter.numel() for parameter in model.parameters())
+    found = {"architecture": type(model).__name__, "parameters": f"{count:,}", **model.config, **facts}
+    return {name: str(value) for name, value in (found | model.metadata).items()}
+
+
+# --- what a result was made from
+
+
+@dataclass(frozen=True)
+class Origin:
+    """The input and the options that a result was made from, as digests; its text is kept within the result.
+
+    Attributes:
+        input: of the input's bytes.
+        options: of the model and of all that changes the numbers.
+    """
+
+    input: str
+    options: str
+
+    @classmethod
+    def of(cls, path: Path, model: Pretrained, options: Mapping[str, object]) -> "Origin":
+        """Of a result that the model makes of a file with these options."""
+        return cls(file_digest(path), options_digest(model, options))
+
+    @classmethod
+    def read(cls, text: object) -> "Origin | None":
+        """From the text in a result; None if it is none."""
+        match = re.fullmatch(r"recurra ([0-9a-f]{24}) ([0-9a-f]{24})", str(text).strip())
+        return cls(match[1], match[2]) if match else None
+
+    def __str__(self) -> str:
+        """At most 80 characters, which every format has room for."""
+        return f"recurra {self.input} {self.options}"
+
+
+def file_digest(path: Path) -> str:
+    """Digest of a file's bytes."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()[:24]
+
+
+def options_digest(model: Pretrained, options: Mapping[str, object]) -> str:
+    """Digest of weights, configuration and options."""
+    digest = hashlib.sha256()
+    for name, value in model.state_dict().items():
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(-1).numpy().tobytes())
+    text = json.dumps([type(model).__name__, model.config, options], sort_keys=True, default=str)
+    digest.update(text.encode())
+    return digest.hexdigest()[:24]
+
+
+# --- many files
+
+
+@dataclass
+class Result:
+    """What became of one input file: its outputs, or the error in one line and what raised it.
+
+    Attributes:
+        file: the input.
+        outputs: the files written, or kept.
+        count: how many units it had.
+        unit: what is counted.
+        seconds: how long it took; 0 for a result that was kept.
+        error: why there is no result.
+        cause: what raised it.
+    """
+
+    file: Path
+    outputs: list[Path] = field(default_factory=list)
+    count: int = 0
+    unit: str = "slices"
+    seconds: float = 0.0
+    error: str | None = None
+    cause: Exception | None = None
+
+
+class Results(list[Result]):
+    """Results in the order of the inputs."""
+
+    def show(self) -> None:
+        """Print a line a file.
+
+        Raises:
+            UserError: files failed; its line names them all.
+        """
+        for result in self:
+            if result.error is None:
+                time_taken = f"{result.seconds:.1f} s" if result.seconds else "kept"
+                print(f"{result.outputs[0]}: {result.count} {result.unit}, {time_taken}")
+        failed = [result for result in self if result.error is not None]
+        if failed:
+            raise failures([str(result.error) for result in failed], len(self)) from failed[0].cause
+
+
+def failures(lines: Sequence[str], files: int) -> UserError:
+    """The error of a run over so many files in which some failed."""
+    line = "; ".join(lines)
+    return UserError(line if files == 1 else f"{len(lines)} of {files} files failed: {line}")
+
+
+def share(files: Sequence[Path], shard: str | None) -> list[tuple[int, Path]]:
+    """Number and path of the files of one share, "I/N", or of all.
+
+    Raises:
+        UserError: the share is none.
+    """
+    numbered = list(enumerate(files))
+    if shard is None:
+        return numbered
+    first, count = shard_of(shard)
+    return numbered[first - 1 :: count]
+
+
+def shard_of(shard: str | None) -> tuple[int, int]:
+    """I and N of "I/N"; 1 and 1 of None.
+
+    Raises:
+        UserError: it is none.
+    """
+    match = re.fullmatch(r"(\d+)/(\d+)", shard or "1/1")
+    if not match or not 1 <= int(match[1]) <= int(match[2]):
+        raise UserError(f"shard must be I/N with I from 1 to N, such as 2/4; got {shard!r}")
+    return int(match[1]), int(match[2])
+
+
+@dataclass
+class Outcome(Generic[_Value]):
+    """What became of a file: a value, or the error that a file can cause."""
+
+    file: Path
+    value: _Value | None
+    error: FileError | None
+    seconds: float
+
+
+def each_file(
+    files: Sequence[Path],
+    prepare: Callable[[], Work[Result]],
+    out: Path,
+    *,
+    workers: int = 1,
+    shard: str | None = None,
+    kept: Callable[[Path], Result | None] = lambda path: None,
+    kind: type[Result] = Result,
+    quiet: bool = False,
+) -> Results:
+    """The results of the files, in their order; one that fails is reported in its result and the others are done.
+
+    Args:
+        files: the inputs.
+        prepare: makes the work, once in every process: a function of a path.
+        out: where results go, for messages.
+        workers: processes; the results are those of one.
+        shard: "I/N", the share of the files that is done here.
+        kept: the result that an earlier run left of a file, or None; such files are not done again.
+        kind: of the results of files that fail.
+        quiet: show no progress.
+
+    Raises:
+        UserError: the share is none, or a process died.
+        Interrupted: Ctrl-C; its text says how many files are done.
+    """
+    chosen = [path for _, path in share(files, shard)]
+    results: dict[Path, Result] = {path: result for path in chosen if (result := kept(path)) is not None}
+    left = [path for path in chosen if path not in results]
+    try:
+        for outcome in outcomes(left, prepare, workers=workers, quiet=quiet):
+            result = outcome.value or kind(outcome.file, error=str(outcome.error), cause=outcome.error)
+            result.seconds = outcome.seconds
+            results[outcome.file] = result
+    except KeyboardInterrupt as error:
+        done = sum(result.error is None for result in results.values())
+        current = next((path for path in left if path not in results), left[-1])
+        raise Interrupted(
+            f"interrupted in {current}; {done} of {len(chosen)} files are done, in {out}; give the others again"
+        ) from error
+    return Results(results[path] for path in chosen)
+
+
+def outcomes(
+    files: Sequence[Path], prepare: Callable[[], Work[_Value]], *, workers: int = 1, quiet: bool = False
+) -> Iterator[Outcome[_Value]]:
+    """What becomes of each file, in their order.
+
+    A `UserError` or an `OSError` is the file's; anything else is a programmer's and ends the loop.
+    """
+    if workers < 1:
+        raise UserError(f"workers must be at least 1; got {workers}")
+    if workers == 1 or len(files) < 2:
+        work = prepare()
+        for path in files:
+            yield _outcome(work, path)
+        return
+    yield from _shared(files, prepare, min(workers, len(files)), quiet)
+
+
+def _outcome(work: Work[_Value], path: Path) -> Outcome[_Value]:
+    started = time.perf_counter()
+    value, problem = None, None
+    try:
+        value = work(path)
+    except (UserError, OSError) as error:
+        problem = FileError(path, one_line(error))
+        problem.__cause__ = error
+    return Outcome(path, value, problem, time.perf_counter() - started)
+
+
+# --- several processes
+
+_prepare: Callable[[], Work[Any]] | None = None
+_work: Work[Any] | None = None
+_busy = False
+_stopping = False
+
+
+def _shared(
+    files: Sequence[Path], prepare: Callable[[], Work[_Value]], workers: int, quiet: bool
+) -> Iterator[Outcome[_Value]]:
+    import torch
+
+    # As many threads in each as there are here: with fewer, sums may be taken in another order.
+    threads = torch.get_num_threads()
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, context, _start, (prepare, threads)) as pool:
+        futures: list[Future[Outcome[_Value]]] = [pool.submit(_do, path) for path in files]
+        try:
+            with progress(len(files), f"{workers} processes", unit="files", quiet=quiet) as advance:
+                for future in futures:
+                    yield future.result()
+                    advance()
+        except BrokenProcessPool as error:
+            doing = next(path for path, future in zip(files, futures, strict=True) if _died(future))
+            raise UserError(
+                f"a process died while {doing} and others were worked on, perhaps for want of memory; "
+                "what is done is kept, go on with --resume and fewer --workers"
+            ) from error
+        finally:
+            _stop(pool, futures)
+
+
+def _died(future: Future[Any]) -> bool:
+    return future.done() and not future.cancelled() and isinstance(future.exception(), BrokenProcessPool)
+
+
+def _stop(pool: ProcessPoolExecutor, futures: Sequence[Future[Any]]) -> None:
+    """Ask processes that still work to put things in order and leave."""
+    if all(future.done() for future in futures):
+        return
+    processes = list(pool._processes.values())  # forgotten by what comes next
+    pool.shutdown(wait=False, cancel_futures=True)
+    for process in processes:
+        process.terminate()
+
+
+def _start(prepare: Callable[[], Work[Any]], threads: int) -> None:
+    """What every process does first."""
+    import torch
+
+    global _prepare
+    _prepare = prepare
+    torch.set_num_threads(threads)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all; who started them decides
+    signal.signal(signal.SIGTERM, _terminate)
+
+
+def _terminate(*_: Any) -> None:
+    global _stopping
+    _stopping = True
+    if not _busy:
+        os._exit(0)
+    raise KeyboardInterrupt  # whoever writes a file removes it
+
+
+def _do(path: Path) -> Outcome[Any]:
+    global _busy, _work
+    if _stopping:
+        raise KeyboardInterrupt
+    _busy = True
+    try:
+        if _work is None:
+            assert _prepare is not None
+            _work = _prepare()
+        outcome = _outcome(_work, path)
+    finally:
+        _busy = False
+    if outcome.error is not None:
+        outcome.error.__cause__ = None  # not every exception can travel; the line can
+    return outcome
