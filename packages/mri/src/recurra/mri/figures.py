@@ -1,22 +1,19 @@
 """Pictures of reconstructions as PNG files: one image, or several beside the target with their error maps."""
 
-import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from recurra.core.files import writing
+from recurra.core.figures import color_bar, heading, new_figure, save, titled
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
     from matplotlib.image import AxesImage
 
-PAPER, INK = "#101216", "#e8e6e1"
 PANEL = 3.2  # inches, height of one image
-DPI = 150
 
 
 def preview_png(path: Path, image: np.ndarray, *, title: str | None = None) -> Path:
@@ -33,12 +30,10 @@ def preview_png(path: Path, image: np.ndarray, *, title: str | None = None) -> P
     image = _magnitude("image", image)
     header = 0.34 if title else 0.0
     tall = 1.5 * PANEL
-    figure = _figure((tall * image.shape[1] / image.shape[0], tall + header))
+    figure = new_figure((tall * image.shape[1] / image.shape[0], tall + header))
     _show(figure.add_axes((0, 0, 1, tall / (tall + header))), image, _white_level(image))
-    if title:
-        middle = 1 - 0.5 * header / (tall + header)
-        figure.text(0.5, middle, title, ha="center", va="center", color=INK, fontsize=9)
-    return _save(figure, path)
+    heading(figure, title, 0.5 * header, size=9.0, align="center")
+    return save(figure, path)
 
 
 def error_map_png(
@@ -68,7 +63,7 @@ def error_map_png(
     for name, image in images.items():
         if image.shape != target.shape:
             raise ValueError(f"{name} has shape {image.shape}; expected the target's, {target.shape}")
-    return _save(_comparison(target, images, captions or {}, title), path)
+    return save(_comparison(target, images, captions or {}, title), path)
 
 
 def _comparison(
@@ -78,7 +73,7 @@ def _comparison(
     columns, header = len(images) + 1, 0.85 if title else 0.5
     width = max(PANEL * target.shape[1] / target.shape[0], 0.6 * PANEL)
     size = (columns * (width + 0.06), 2 * (PANEL + 0.06) + header)
-    figure = _figure(size)
+    figure = new_figure(size)
     grid = figure.add_gridspec(
         2, columns, left=0, right=1, bottom=0, top=1 - header / size[1], wspace=0.02, hspace=0.02
     )
@@ -86,41 +81,20 @@ def _comparison(
     percent = 100 / (float(target.max()) or 1.0)
     errors = {name: percent * np.abs(image - target) for name, image in images.items()}
     limit = _white_level(np.stack(list(errors.values())))
-    _show(_titled(figure.add_subplot(grid[0, 0]), "target", ""), target, white)
+    _show(titled(figure.add_subplot(grid[0, 0]), "target"), target, white)
     for column, (name, image) in enumerate(images.items(), start=1):
-        _show(_titled(figure.add_subplot(grid[0, column]), name, captions.get(name, "")), image, white)
+        _show(titled(figure.add_subplot(grid[0, column]), name, captions.get(name, "")), image, white)
         drawn = _show(figure.add_subplot(grid[1, column]), errors[name], limit, colors="inferno")
     place = grid[1, 0].get_position(figure)
     bar = figure.add_axes((place.x1 - 0.3 / size[0], place.y0 + 0.3 / size[1], 0.14 / size[0], (PANEL - 0.6) / size[1]))
-    _color_bar(figure, bar, drawn)
-    if title:
-        figure.text(0.5, 1 - 0.08 / size[1], title, ha="center", va="top", color=INK, fontsize=11)
+    color_bar(figure, bar, drawn, "absolute error, % of the target's maximum")
+    heading(figure, title, 0.08)
     return figure
-
-
-def _color_bar(figure: "Figure", axes: "Axes", drawn: "AxesImage") -> None:
-    """Scale of the errors, with ticks and label on the left."""
-    figure.colorbar(drawn, cax=axes, label="absolute error, % of the target's maximum", ticklocation="left")
-    axes.yaxis.label.set(color=INK, fontsize=8)
-    axes.tick_params(colors=INK, labelsize=8, length=2)
-
-
-def _figure(size: tuple[float, float]) -> "Figure":
-    # Without pyplot there is no window system, no global state and nothing to close; PNG is drawn by Agg.
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=size, dpi=DPI, facecolor=PAPER)
 
 
 def _show(axes: "Axes", image: np.ndarray, limit: float, *, colors: str = "gray") -> "AxesImage":
     axes.set_axis_off()
     return axes.imshow(image, cmap=colors, vmin=0, vmax=limit or 1.0, interpolation="nearest")
-
-
-def _titled(axes: "Axes", name: str, caption: str) -> "Axes":
-    axes.text(0.5, 1.08, name, transform=axes.transAxes, ha="center", color=INK, fontsize=10)
-    axes.text(0.5, 1.025, caption, transform=axes.transAxes, ha="center", color=INK, fontsize=8, alpha=0.8)
-    return axes
 
 
 def _white_level(image: np.ndarray) -> float:
@@ -134,11 +108,3 @@ def _magnitude(name: str, image: np.ndarray) -> np.ndarray:
     if not np.isfinite(image).all():
         raise ValueError(f"{name} has values that are not finite; expected a finite image")
     return np.asarray(np.abs(image))
-
-
-def _save(figure: "Figure", path: Path) -> Path:
-    encoded = io.BytesIO()
-    figure.savefig(encoded, format="png", facecolor=PAPER)
-    with writing(path) as part:
-        part.write_bytes(encoded.getvalue())
-    return path
