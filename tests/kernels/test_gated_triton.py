@@ -1,6 +1,9 @@
 """The CUDA kernels of gated_scan: in Triton's interpreter, compiled for Hopper, and on a GPU."""
 
 import os
+import threading
+from concurrent.futures import ThreadPoolExecutor, wait
+from itertools import product
 
 import pytest
 import torch
@@ -141,36 +144,76 @@ def test_heads_of_several_programs(cell, mode, monkeypatch):
     compare(cell, torch.float32, tensors, lengths=lengths, reset=reset, reverse=reverse)
 
 
+def side_by_side(launch):
+    """Runs a launch's programs as a GPU may, each as far as it can before the next one goes on.
+
+    The interpreter by itself runs one after the other, and the first would wait for the others for ever.
+    """
+    from triton.runtime import interpreter
+
+    builder, function = interpreter.interpreter_builder, launch.kernel.rewrite()
+    constants = interpreter.GridExecutor(function, launch.kernel.arg_names, launch.grid).constexprs
+    programs = list(product(*map(range, launch.grid)))
+    running, turns = list(range(len(programs))), [threading.Semaphore(0) for _ in programs]
+    atomic, asked, failed = builder.create_atomic_rmw, [], []
+
+    def turn(own):
+        turns[own].acquire()
+        builder.set_grid_idx(*programs[own], 0)
+        assert not failed, "another program failed"
+
+    def counted(*given):
+        own = programs.index(tuple(builder.grid_idx[:2]))
+        asked.append(own if not given[2].data.any() else None)
+        # Who asks twice in a row how many have arrived waits for another.
+        if asked[-2:] == [own, own]:
+            assert len(asked) < 10_000, "the programs wait for each other for ever"
+            turns[running[(running.index(own) + 1) % len(running)]].release()
+            turn(own)
+        return atomic(*given)
+
+    def program(own):
+        try:
+            turn(own)
+            function(**arguments)
+        except BaseException:
+            failed.append(own)
+            raise
+        finally:
+            after = running[(running.index(own) + 1) % len(running)]
+            running.remove(own)
+            turns[after].release()
+
+    builder.set_grid_dim(*launch.grid, 1)
+    with pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor(len(programs)) as threads:
+        language = interpreter._patch_lang(launch.kernel.fn)
+        patch.setattr(builder, "create_atomic_rmw", counted)
+        given = launch.arguments.items()
+        arguments = {n: v if n in constants else interpreter._implicit_cvt(v) for n, v in given}
+        done = [threads.submit(program, own) for own in running]
+        turns[0].release()
+        wait(done)
+        language.restore()
+    for each in done:
+        each.result()
+
+
 @interpreted
-@pytest.mark.filterwarnings("ignore:overflow encountered in exp:RuntimeWarning")  # of what nobody stored yet
-@pytest.mark.parametrize(("cell", "steps", "reverse"), [("gru", 3, True), ("lstm", 2, False), ("mgu", 1, False)])
-def test_programs_that_share_a_head_compute_their_own_part(cell, steps, reverse, monkeypatch):
-    # Without waiting, programs that run one after the other see what the others stored in the run before: after as many
-    # runs as there are products all values are those that programs side by side compute at once, waiting at every step.
-    from recurra.kernels.gated_scan import triton as backend
+@pytest.mark.parametrize(
+    ("cell", "steps", "reverse"),
+    [("gru", 3, True), ("lstm", 2, False), ("mgu", 1, False), ("mgu", 3, True), ("gru_before", 3, False)],
+)
+def test_programs_that_share_a_head_compute_their_own_part(cell, steps, reverse, monkeypatch, poisoned_memory):
+    from recurra.kernels.gated_scan.triton_launch import Launch
 
+    grids = []
     laid_out(monkeypatch, "shared", tile=16, chunk=16)
-    width = 40
-    wait = backend.launches
-
-    def launches(kernel, layout, arguments):
-        assert layout.parts == 3
-        free = arguments | {"arrivals": torch.full_like(arguments["arrivals"], 1 << 30)}
-        kept = {n: t.clone() for n, t in arguments.items() if n in ("dh", "dc", "eh", "ec")}
-        for name in ("y",) if kernel is backend.forward_kernel else ("dwx", "side"):
-            # Nothing stored yet.
-            arguments[name].zero_()
-        for _ in range(steps + 2):
-            for name, value in kept.items():
-                arguments[name].copy_(value)
-            for launch in wait(kernel, layout, free):
-                launch.run()
-        return iter(())
-
-    monkeypatch.setattr(backend, "launches", launches)
+    monkeypatch.setattr(Launch, "run", lambda launch: grids.append(launch.grid) or side_by_side(launch))
     lengths, reset = borders(3, steps)
-    tensors = draw(cell, torch.float32, steps=steps, width=width, heads=1)
-    compare(cell, torch.float32, tensors, lengths=lengths, reset=reset, reverse=reverse)
+    tensors = draw(cell, torch.float32, steps=steps, width=40, heads=1)
+    with poisoned_memory():
+        compare(cell, torch.float32, tensors, lengths=lengths, reset=reset, reverse=reverse)
+    assert grids == [(3, 1)] * 2
 
 
 @interpreted
