@@ -478,6 +478,31 @@ def test_states_move_between_batches_devices_and_graphs() -> None:
     assert torch.equal(mapped.h, state.h * 2)
 
 
+DEVICES = [pytest.param("cuda", marks=pytest.mark.gpu), *[pytest.param("cpu")] * (not torch.cuda.is_available())]
+
+
+def with_gradients(unit: nn.Module, x: Tensor) -> list[Tensor]:
+    """y, and the gradients of its sum in all parameters."""
+    y = unit(x)[0]
+    return [y.detach(), *torch.autograd.grad(y.sum(), list(unit.parameters()))]
+
+
+@pytest.mark.parametrize("make", CAUSAL.values(), ids=CAUSAL)
+@pytest.mark.parametrize("device", DEVICES)
+def test_on_a_gpu_as_on_the_cpu(make: Make, device: str) -> None:
+    exact, x = made(make), sequences(3, 70, 4)
+    # In float32, and not in the shorter numbers that cuDNN takes for it.
+    unit = copy.deepcopy(exact).to(device, torch.float32)
+    with torch.backends.cudnn.flags(allow_tf32=False):
+        found = with_gradients(unit, x.to(device, torch.float32))
+    needed = with_gradients(exact, x)
+    for name, ours, expected in zip(("y", *dict(exact.named_parameters())), found, needed, strict=True):
+        assert ours.device.type == device
+        # Float32, 70 steps: sums of some hundred terms.
+        limit = 1e-5 * float(expected.abs().max().clamp_min(1))
+        assert_close(ours.cpu().double(), expected, atol=limit, name=name)
+
+
 # Memories, grids, state spaces
 
 

@@ -1,4 +1,4 @@
-"""Kernels compiled for a GPU that is not there."""
+"""Kernels compiled for a GPU that is not there; where there is one, the tests of Triton's kernels are tests of it."""
 
 import json
 import os
@@ -11,6 +11,39 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from visits import visiting
+
+from recurra.kernels.kernel_op import KernelOp
+
+# What is said of a tensor of the CPU, not computed; and what would lay 2^32 values out on the GPU, test by test.
+AT_HOME = {
+    "test_bad_input.py": None,
+    "test_laws_compilers.py": "compiled for CPU tensors",
+    "test_laws_offsets.py": "too far",
+}
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m gpu chooses
+def pytest_collection_modifyitems(items):
+    if not torch.cuda.is_available():
+        return
+    for item in items:
+        # Modules that put their tensors there themselves; what is compiled ahead of time needs no GPU.
+        if getattr(item.module, "DEVICE", "") == "cuda" and "ahead_of_time" not in item.fixturenames:
+            item.add_marker("gpu")
+        if getattr(item, "callspec", None) and item.callspec.params.get("backend") == "triton":
+            reason = AT_HOME.get(item.path.name, "")
+            if reason:
+                item.add_marker(pytest.mark.skip(reason=reason))
+            elif reason is not None:
+                item.add_marker("gpu")
+
+
+@pytest.fixture(autouse=True)
+def tensors_visit_the_gpu(request, monkeypatch):
+    """Where there is a GPU, and so no interpreter, CPU tensors are computed there where a test asks for triton."""
+    if torch.cuda.is_available() and request.path.name not in AT_HOME:
+        monkeypatch.setattr(KernelOp, "_call", visiting(KernelOp._call, torch.device("cuda")))
 
 
 @pytest.fixture

@@ -10,15 +10,18 @@ from recurra.kernels.conv_cell_pointwise import reference
 
 pytest.importorskip("triton")
 interpreted = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="kernels run on the GPU here")
+anywhere = pytest.mark.gpu if torch.cuda.is_available() else interpreted
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-6, torch.bfloat16: 3.2e-2}
+# Of values of order one; what is stored in 16 bit is rounded once.
+ON_A_GPU = {torch.float32: 1e-5, torch.bfloat16: 3.2e-2, torch.float16: 4e-3}
 POINTERS = {
     "forward_kernel": ["gi", "gh", "h", "out"],
     "backward_kernel": ["d", "gi", "gh", "h", "dgi", "dgh", "dh"],
 }
 
 
-@interpreted
+@anywhere
 # gru and mgu need both parts.
 @pytest.mark.parametrize(
     ("cell", "hidden"), [(c, h) for c in reference.GATES for h in (True, False) if h or c not in ("gru", "mgu")]
@@ -50,7 +53,7 @@ def test_agrees_with_the_definition(cell, dtype, channels_last, hidden):
         torch.testing.assert_close(got.double(), expected, atol=tolerance, rtol=tolerance)
 
 
-@interpreted
+@anywhere
 def test_double_backward_and_empty_batch():
     gi, h = torch.randn(1, 6, 3, dtype=torch.float64), torch.randn(1, 2, 3, dtype=torch.float64)
     leaves = [t.requires_grad_() for t in (gi, gi.clone(), h)]
@@ -85,11 +88,23 @@ def test_no_register_spills_on_hopper(name, element, ahead_of_time):
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("cell", ["gru", "mgu", "indrnn"])
-def test_on_a_gpu(cell):
-    gates = {"gru": 3, "mgu": 2, "indrnn": 1}[cell]
-    x, h = torch.randn(2, gates * 16, 33, 31, device="cuda"), torch.randn(2, 16, 33, 31, device="cuda")
-    gh, u = (None, torch.randn(16, device="cuda")) if cell == "indrnn" else (torch.randn_like(x), None)
-    y = conv_cell_pointwise(cell, x, gh, h, u=u, backend="triton")
-    exact = conv_cell_pointwise(cell, x, gh, h, u=u, backend="reference")
-    torch.testing.assert_close(y, exact, atol=1e-5, rtol=1e-5)
+@pytest.mark.parametrize("cell", reference.GATES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_on_a_gpu(cell, dtype):
+    torch.manual_seed(0)
+    gates = reference.GATES[cell]
+    gi, gh, h = (torch.randn(2, c * 16, 133, 131, device="cuda").to(dtype) for c in (gates, gates, 1))
+    gh, u = (None, torch.randn(16, device="cuda").to(dtype)) if cell == "indrnn" else (gh, None)
+    leaves = [t.requires_grad_() for t in (gi, gh, h, u) if t is not None]
+    wide = [t.detach().cpu().double().requires_grad_() for t in leaves]
+    rest = iter(wide)
+    given = [None if t is None else next(rest) for t in (gi, gh, h, u)]
+    exact = conv_cell_pointwise(cell, *given[:3], u=given[3], backend="reference")
+    y = conv_cell_pointwise(cell, gi, gh, h, u=u, backend="triton")
+    d = torch.randn_like(h)
+    found = (y, *torch.autograd.grad(y, leaves, d))
+    for got, want in zip(found, (exact, *torch.autograd.grad(exact, wide, d.cpu().double())), strict=True):
+        # Of sums over all places too.
+        scale = want.abs().max().clamp_min(1)
+        torch.testing.assert_close(got.cpu().double() / scale, want / scale, atol=ON_A_GPU[dtype], rtol=0)
+    assert torch.equal(conv_cell_pointwise(cell, gi, gh, h, u=u, backend="triton"), y)

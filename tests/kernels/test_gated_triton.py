@@ -13,6 +13,7 @@ from recurra.kernels.gated_scan import FORMS, OP
 
 pytest.importorskip("triton")
 interpreted = pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="kernels run on the GPU here")
+anywhere = pytest.mark.gpu if torch.cuda.is_available() else interpreted
 
 # Root of the mean squared error over that of the values, against float64 and the same inputs, after a dozen steps. With
 # 16 bit the factors of every product are rounded, 2^-9 each in bfloat16.
@@ -80,7 +81,7 @@ def borders(batch, steps):
     return lengths, torch.rand(batch, steps) < 0.3
 
 
-@interpreted
+@anywhere
 @pytest.mark.parametrize("cell", FORMS)
 @pytest.mark.parametrize(
     ("dtype", "save", "reverse"),
@@ -92,14 +93,14 @@ def test_agrees_with_the_definition(cell, dtype, save, reverse, poisoned_memory)
         compare(cell, dtype, draw(cell, dtype), lengths=lengths, reset=reset, reverse=reverse, save=save)
 
 
-@interpreted
+@anywhere
 @pytest.mark.parametrize(("cell", "dtype"), [("lstm", torch.bfloat16), ("gru", torch.float16), ("mgu", torch.float64)])
 def test_widths_and_batches_that_fill_no_tile(cell, dtype):
     tensors = draw(cell, dtype, batch=17, steps=3, heads=1, width=33)
     compare(cell, dtype, tensors, save="recompute", factor=2)
 
 
-@interpreted
+@anywhere
 @pytest.mark.parametrize("save", ["gates", "recompute"])
 def test_projection(save, poisoned_memory):
     lengths, reset = borders(3, 6)
@@ -109,7 +110,7 @@ def test_projection(save, poisoned_memory):
         )
 
 
-@interpreted
+@anywhere
 def test_chunks_of_recomputed_gates(monkeypatch):
     from recurra.kernels.gated_scan import triton as backend
 
@@ -133,7 +134,7 @@ def laid_out(monkeypatch, mode, tile, chunk):
     monkeypatch.setattr(backend, "plan", plan)
 
 
-@interpreted
+@anywhere
 @pytest.mark.parametrize(("cell", "mode"), [*((c, "shared") for c in FORMS), *((c, "given") for c in AFTER)])
 def test_heads_of_several_programs(cell, mode, monkeypatch):
     # Shared: the interpreter runs one program after the other, so the one here holds all units, in two chunks.
@@ -216,7 +217,7 @@ def test_programs_that_share_a_head_compute_their_own_part(cell, steps, reverse,
     assert grids == [(3, 1)] * 2
 
 
-@interpreted
+@anywhere
 def test_no_steps_and_no_sequences():
     for batch, steps in ((2, 0), (0, 3)):
         wx, r, bias, _, states = draw("lstm", torch.float32, batch=batch, steps=steps)
@@ -230,7 +231,7 @@ def test_no_steps_and_no_sequences():
         assert all(bool((g == 1).all()) for g in found[2:])
 
 
-@interpreted
+@anywhere
 def test_strided_and_expanded_inputs():
     wx, r, bias, _, states = draw("gru", torch.float32)
     y, _ = gated_scan("gru", wx, r, bias, states, backend="triton")

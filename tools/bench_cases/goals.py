@@ -8,7 +8,7 @@ from pathlib import Path
 from bench_cases import gated, scans
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
-# Bytes a second that an H200 copies.
+# Bytes a second that an H200 copies: the measure where no copy was timed beside the cases.
 COPY = 4.3e12
 
 
@@ -73,7 +73,7 @@ def bandwidth(what: str, kind: str, shape: tuple[int, ...], forward: int, both: 
         Measure(f"{kind} forward, {size}", 0.7, bytes=forward * values),
         Measure(f"{kind} forward and backward, {size}", 0.7, bytes=both * values),
     )
-    return Goal(what, "bytes at 4.3 TB/s", measures, "cuda")
+    return Goal(what, "bytes at the speed of a copy", measures, "cuda")
 
 
 PLANES = ["x".join(map(str, s)) for s in scans.PLANE]
@@ -184,7 +184,7 @@ class Figure:
 
 def figures(goal: Goal, rows: Rows) -> list[Figure]:
     """Those of a goal's measures that were taken."""
-    found = []
+    found, copy = [], copied(rows)
     for measure in goal.measures:
         clock = "wall_seconds" if goal.device == "cuda" or measure.seconds else "cpu_seconds"
         taken = [
@@ -193,9 +193,15 @@ def figures(goal: Goal, rows: Rows) -> list[Figure]:
             if (row := rows.get((goal.device, measure.case, variant)))
         ]
         if len(taken) == 1 + bool(measure.rival):
-            reached = measure.bytes / taken[0] / COPY if measure.bytes else taken[-1] / taken[0]
+            reached = measure.bytes / taken[0] / copy if measure.bytes else taken[-1] / taken[0]
             found.append(Figure(measure, taken[0], reached))
     return found
+
+
+def copied(rows: Rows) -> float:
+    """Bytes a second that the GPU of these rows copies, read and written both counted."""
+    row = rows.get(("cuda", scans.COPY, "torch"))
+    return 2 * scans.COPIED / float(row["wall_seconds"]) if row else COPY
 
 
 def wanted(measure: Measure) -> str:
@@ -226,7 +232,8 @@ def summary(goal: Goal, rows: Rows) -> str:
 def page(path: Path = DOCS / "bench" / "core.csv") -> str:
     """The text of docs/speed.md."""
     rows = measured(path)
-    lines = [HEAD, "| what | against | goal | CPU, one thread | H200 |", "| --- | --- | --- | --- | --- |"]
+    card = next((row["processor"] for (device, _, _), row in rows.items() if device == "cuda"), "GPU")
+    lines = [HEAD, f"| what | against | goal | CPU, one thread | {card} |", "| --- | --- | --- | --- | --- |"]
     for goal in GOALS:
         goals = " and ".join(dict.fromkeys(wanted(m) for m in goal.measures))
         cells = (summary(goal, rows), "") if goal.device == "cpu" else ("", summary(goal, rows))
@@ -258,8 +265,9 @@ HEAD = """# Speed
 Written by `tools/bench core`, which checks every result before it takes a time; `tools/bench --goals` writes the page
 anew from `docs/bench/core.csv`. On a CPU the figures are processor seconds of one thread, the least of interleaved
 repeats in one process; on a GPU wall seconds. A factor is the other's time divided by ours. Where several sizes stand
-behind a row, the worst and the best are given; sizes are batch x time x width. An empty column was not measured:
-`tools/bench core --device cuda` fills it.
+behind a row, the worst and the best are given; sizes are batch x time x width. A GPU's bytes a second are held against
+those of a copy on the same GPU. An empty column was not measured: `tools/gpu OUT` on a machine with a GPU, and
+`tools/bench --merge OUT/core.csv OUT/kernels.csv` where the repository is, fill it.
 """
 
 

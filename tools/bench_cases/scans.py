@@ -89,6 +89,13 @@ def plane(shape: tuple[int, int, int, int], backward: bool, small: bool, device:
     return {name: lambda forward=forward: measured(forward, leaves, backward) for name, forward in variants.items()}
 
 
+def copy(small: bool, device: str) -> Variants:
+    """What memory can do: a copy of one block of it to another."""
+    source = torch.zeros(COPIED // 4 if not small else 64, device=device)
+    target = torch.empty_like(source)
+    return {"torch": lambda: inference(lambda: target.copy_(source))}
+
+
 def double_loop(a1: Tensor, a2: Tensor, a3: Tensor, a4: Tensor, b1: Tensor, b2: Tensor) -> tuple[Tensor, Tensor]:
     """One cell at a time, as the equation is written."""
     _, _, steps, width = b1.shape
@@ -141,7 +148,12 @@ PLANE = tuple((1, 21, steps, 16) for steps in (96, 336, 720))
 # Past the GPU's cache, so that memory is what limits.
 INDRNN_GPU, LINEAR_GPU, PLANE_GPU = (64, 1024, 512), (16, 4096, 1024), (64, 21, 720, 64)
 
+# Bytes that are read, and as many that are written.
+COPIED = 2**30
+COPY = "copy of a GiB"
+
 CASES = {
+    COPY: Case("core", copy, 0.0, devices=("cuda",), least=0.05),
     **group(indrnn, INDRNN, "cpu"),
     **group(linear, LINEAR, "cpu"),
     **group(plane, PLANE, "cpu"),
