@@ -18,6 +18,7 @@ from jaxtyping import Complex, Float
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from recurra.core.checks import one_of
 from recurra.mri.operators import center_crop
 
 Image = Float[Tensor, "batch height width"] | Complex[Tensor, "batch height width"]
@@ -38,8 +39,7 @@ class ImageLoss(nn.Module, ABC):
 
     def __init__(self, *, normalize: Normalization = "none") -> None:
         super().__init__()
-        if normalize not in ("none", "max"):
-            raise ValueError(f"normalize must be one of none, max; got {normalize!r}")
+        one_of("normalize", normalize, Normalization)
         self.normalize = normalize
 
     def forward(self, prediction: Image, target: Image) -> Float[Tensor, ""]:
@@ -130,8 +130,7 @@ class SSIM(ImageLoss):
         normalize: Normalization = "none",
     ) -> None:
         super().__init__(normalize=normalize)
-        if data_range not in ("item", "batch", "span"):
-            raise ValueError(f"data_range must be one of item, batch, span; got {data_range!r}")
+        one_of("data_range", data_range, DataRange)
         self.window = window
         self.k1 = k1
         self.k2 = k2

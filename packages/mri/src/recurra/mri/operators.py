@@ -14,11 +14,13 @@ phase, or sits in another corner, is another input. So every model names its con
     *-ortho, *-backward, *-forward    the scale factor: 1/√N both ways, 1/N on the inverse, 1/N on the forward transform
 """
 
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Complex, Float, Inexact
 from torch import Tensor
+
+from recurra.core.checks import one_of
 
 FFTConvention = Literal[
     "centered-ortho",
@@ -33,8 +35,7 @@ FFTConvention = Literal[
 
 def _convention(name: str) -> tuple[str, str]:
     """The parts of a convention's name: which sides are shifted, and the scale."""
-    if name not in get_args(FFTConvention):
-        raise ValueError(f"fft must be one of {', '.join(get_args(FFTConvention))}; got {name!r}")
+    one_of("fft", name, FFTConvention)
     shift, scale = name.split("-")
     return shift, scale
 

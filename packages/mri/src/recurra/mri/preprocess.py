@@ -6,7 +6,7 @@ that scale again.
 """
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 import torch
@@ -14,6 +14,7 @@ from jaxtyping import Bool, Complex, Complex64, Float
 from numpy.typing import NDArray
 from torch import Tensor
 
+from recurra.core.checks import one_of
 from recurra.mri.masks import MaskGenerator, Seed
 from recurra.mri.operators import FFTConvention, ifft, rss, sense_reduce
 from recurra.mri.sensitivity import acs_rectangle, espirit_maps, rss_maps, unit_maps
@@ -76,9 +77,8 @@ class Preprocess:
         Raises:
             ValueError: a choice is none of those named.
         """
-        for name, value, choices in (("maps", self.maps, Maps), ("scaling", self.scaling, Scaling)):
-            if value not in get_args(choices):
-                raise ValueError(f"{name} must be one of {', '.join(get_args(choices))}; got {value!r}")
+        one_of("maps", self.maps, Maps)
+        one_of("scaling", self.scaling, Scaling)
 
     def __call__(
         self,

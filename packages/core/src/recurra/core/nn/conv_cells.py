@@ -21,6 +21,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from recurra.core.checks import one_of
 from recurra.kernels import conv_cell_pointwise
 
 Dim = Literal[1, 2, 3]
@@ -48,8 +49,7 @@ def _same_convolution(
     channels: int, features: int, kernel: int, dilation: int, *, bias: bool, dim: int
 ) -> nn.Conv1d | nn.Conv2d | nn.Conv3d:
     """A convolution that keeps the size of an image with zeros around it."""
-    if dim not in CONVOLUTIONS:
-        raise ValueError(f"dim must be one of 1, 2, 3; got {dim!r}")
+    one_of("dim", dim, CONVOLUTIONS)
     padding = same_padding(kernel, dilation)
     return CONVOLUTIONS[dim](channels, features, kernel, padding=padding, dilation=dilation, bias=bias)
 

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from recurra.core.checks import one_of
 from recurra.core.nn.recurrent import Recurrent, State
 from recurra.core.nn.sequence_norm import SequenceBatchNorm
 from recurra.core.nn.states import CellState, HiddenState
@@ -67,10 +68,8 @@ class IndRNN(Recurrent[HiddenState]):
             bidirectional=bidirectional,
             dropout=dropout,
         )
-        if nonlinearity not in ("relu", "tanh", "linear"):
-            raise ValueError(f"nonlinearity must be one of relu, tanh, linear; got {nonlinearity!r}")
-        if batch_norm not in ("after", "before", None):
-            raise ValueError(f"batch_norm must be one of after, before, None; got {batch_norm!r}")
+        one_of("nonlinearity", nonlinearity, ("relu", "tanh", "linear"))
+        one_of("batch_norm", batch_norm, ("after", "before", None))
         if (steps is not None and steps < 1) or mag < 1:
             raise ValueError(f"steps and mag must be at least 1; got {steps} and {mag}")
         if long_memory and steps is None:

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from recurra.core.checks import at_least_one, one_of
 from recurra.core.nn.recurrent import check_input, check_state, run_packed, without_padding
 from recurra.core.nn.sequence_norm import instance_norm
 from recurra.core.nn.states import ComplexWindowState, WindowState
@@ -54,10 +55,8 @@ class FSMN(nn.Module):
         memory: Literal["causal", "bidirectional", "dual"] = "causal",
     ) -> None:
         super().__init__()
-        if memory not in ("causal", "bidirectional", "dual"):
-            raise ValueError(f"memory must be one of causal, bidirectional, dual; got {memory!r}")
-        if lorder < 1:
-            raise ValueError(f"lorder must be at least 1; got {lorder}")
+        one_of("memory", memory, ("causal", "bidirectional", "dual"))
+        at_least_one(lorder=lorder)
         if memory == "dual" and input % 4:
             raise ValueError(f"input must be divided by 4 where memory is dual; got {input}")
         self.input, self.hidden, self.lorder, self.memory = input, hidden, lorder, memory

@@ -19,6 +19,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from recurra.core.checks import one_of
 from recurra.core.nn.gated_layers import GatedLayers
 from recurra.core.nn.layouts import copy_weights, torch_arguments
 from recurra.core.nn.states import CellState, ExponentialState, HiddenState
@@ -48,8 +49,7 @@ class Elman(GatedLayers[HiddenState]):
         bias: bool = True,
         nonlinearity: Literal["tanh", "relu"] = "tanh",
     ) -> None:
-        if nonlinearity not in ("tanh", "relu"):
-            raise ValueError(f"nonlinearity must be one of tanh, relu; got {nonlinearity!r}")
+        one_of("nonlinearity", nonlinearity, ("tanh", "relu"))
         super().__init__(
             input,
             hidden,
@@ -115,8 +115,7 @@ class GRU(GatedLayers[HiddenState]):
         bias: bool = True,
         reset: Literal["after", "before"] = "after",
     ) -> None:
-        if reset not in ("after", "before"):
-            raise ValueError(f"reset must be one of after, before; got {reset!r}")
+        one_of("reset", reset, ("after", "before"))
         super().__init__(
             input,
             hidden,
@@ -185,8 +184,7 @@ class MGU(GatedLayers[HiddenState]):
         bias: bool = True,
         reset: Literal["after", "before"] = "before",
     ) -> None:
-        if reset not in ("after", "before"):
-            raise ValueError(f"reset must be one of after, before; got {reset!r}")
+        one_of("reset", reset, ("after", "before"))
         super().__init__(
             input,
             hidden,

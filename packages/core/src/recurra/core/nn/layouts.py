@@ -5,6 +5,8 @@ from typing import Any, Literal, TypeVar
 import torch
 from torch import Tensor, nn
 
+from recurra.core.checks import one_of
+
 Function = Literal["elman", "gru", "lstm", "slstm"]
 
 CELLS: dict[str, str] = {"elman": "elman_tanh", "gru": "gru", "lstm": "lstm", "slstm": "slstm"}
@@ -43,8 +45,7 @@ def from_flashrnn(R: Tensor, b: Tensor | None, function: Function) -> tuple[Tens
         b: (bias, head, width).
         function: flashrnn()'s own name of the recurrence.
     """
-    if function not in CELLS:
-        raise ValueError(f"function must be one of {', '.join(CELLS)}; got {function!r}")
+    one_of("function", function, CELLS)
     if function != "gru":
         return R, b
     n, r, z = R.unbind()
@@ -56,8 +57,7 @@ def from_flashrnn(R: Tensor, b: Tensor | None, function: Function) -> tuple[Tens
 
 def to_flashrnn(r: Tensor, bias: Tensor | None, function: Function) -> tuple[Tensor, Tensor | None]:
     """The inverse of `from_flashrnn`."""
-    if function not in CELLS:
-        raise ValueError(f"function must be one of {', '.join(CELLS)}; got {function!r}")
+    one_of("function", function, CELLS)
     if function != "gru":
         return r, bias
     r_r, r_z, r_n = r.unbind()

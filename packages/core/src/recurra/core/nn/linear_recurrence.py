@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Complex, Float, Int
 from torch import Tensor, nn
 
+from recurra.core.checks import one_of
 from recurra.core.nn.recurrent import Recurrent, check_input, check_state, run_packed, without_padding
 from recurra.core.nn.states import HiddenState
 from recurra.kernels import linear_scan
@@ -54,8 +55,7 @@ class LinearRecurrence(Recurrent[HiddenState]):
         decay: Literal["fixed", "input"] = "fixed",
     ) -> None:
         super().__init__(input, hidden, num_layers=num_layers, bidirectional=bidirectional, dropout=dropout)
-        if decay not in ("fixed", "input"):
-            raise ValueError(f"decay must be one of fixed, input; got {decay!r}")
+        one_of("decay", decay, ("fixed", "input"))
         self.state_widths, self.decay = (hidden,), decay
         for ending in self.suffixes:
             width = self.layer_inputs(ending)
@@ -134,10 +134,8 @@ class S4D(nn.Module):
         dt_max: float = 1e-1,
     ) -> None:
         super().__init__()
-        if discretisation not in ("zoh", "bilinear"):
-            raise ValueError(f"discretisation must be one of zoh, bilinear; got {discretisation!r}")
-        if init not in ("lin", "real"):
-            raise ValueError(f"init must be one of lin, real; got {init!r}")
+        one_of("discretisation", discretisation, ("zoh", "bilinear"))
+        one_of("init", init, ("lin", "real"))
         if not 0 < dt_min <= dt_max:
             raise ValueError(f"dt_min and dt_max must be positive and in order; got {dt_min} and {dt_max}")
         self.input, self.hidden, self.discretisation, self.init = input, hidden, discretisation, init

@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from recurra.core.checks import at_least_one
 from recurra.core.nn.recurrent import check_input, check_state
 from recurra.core.nn.states import WindowState
 
@@ -32,10 +33,7 @@ class PGN(nn.Module):
 
     def __init__(self, input: int, hidden: int, *, rows: int, window: int, channels: int = 1) -> None:
         super().__init__()
-        sizes = {"input": input, "hidden": hidden, "rows": rows, "window": window, "channels": channels}
-        for name, value in sizes.items():
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1; got {value}")
+        at_least_one(input=input, hidden=hidden, rows=rows, window=window, channels=channels)
         self.input, self.hidden, self.rows, self.window, self.channels = input, hidden, rows, window, channels
         self.hidden_MLP = nn.Conv1d(channels * input, channels * hidden, window, groups=channels)
         self.gate = nn.Conv1d(channels * (input + hidden), 2 * channels * hidden, 1, groups=channels)

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from recurra.core.checks import at_least_one
 from recurra.kernels import pack_padded, pad_packed
 
 State = TypeVar("State", bound=tuple[Tensor, ...])
@@ -71,9 +72,7 @@ class Recurrent(nn.Module, ABC, Generic[State]):
         self, input: int, hidden: int, *, num_layers: int = 1, bidirectional: bool = False, dropout: float = 0.0
     ) -> None:
         super().__init__()
-        for name, value in (("input", input), ("hidden", hidden), ("num_layers", num_layers)):
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1; got {value}")
+        at_least_one(input=input, hidden=hidden, num_layers=num_layers)
         if not 0 <= dropout <= 1:
             raise ValueError(f"dropout must be from 0 to 1; got {dropout}")
         self.input, self.hidden, self.num_layers = input, hidden, num_layers

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from recurra.core.checks import at_least_one
 from recurra.core.nn.recurrent import check_input, check_state, valid_steps
 from recurra.core.nn.states import GridState
 from recurra.kernels import ssm2d_scan
@@ -35,9 +36,7 @@ class SSM2D(nn.Module):
 
     def __init__(self, input: int, hidden: int, *, selective: bool = False, bidirectional: bool = False) -> None:
         super().__init__()
-        for name, value in (("input", input), ("hidden", hidden)):
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1; got {value}")
+        at_least_one(input=input, hidden=hidden)
         self.input, self.hidden, self.selective, self.bidirectional = input, hidden, selective, bidirectional
         self.endings = ("", "_reverse") if bidirectional else ("",)
         for ending in self.endings:

@@ -2,13 +2,14 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import ClassVar, Literal, get_args
+from typing import ClassVar, Literal
 
 import torch
 from jaxtyping import Bool, Complex, Inexact
 from torch import Tensor
 
 from recurra.core.checkpoint import Pretrained
+from recurra.core.checks import one_of
 from recurra.mri.operators import FFTConvention, fft, ifft
 
 Maps = Literal["espirit", "rss", "unit"]
@@ -16,20 +17,6 @@ Scaling = Literal["quantile", "max_image", "none"]
 COMPLEX = ("kspace", "sensitivity", "image", "initial_kspace")
 NUMBERS = ("sigma", "likelihood_scale")
 AXES = {1: ("width",), 2: ("height", "width"), 3: ("depth", "height", "width")}
-
-
-def one_of(name: str, value: object, choices: object) -> None:
-    """Raise a ValueError unless `value` is one of the values of the Literal type `choices`."""
-    allowed = get_args(choices)
-    if value not in allowed:
-        raise ValueError(f"{name} must be one of {', '.join(map(str, allowed))}; got {value!r}")
-
-
-def whole_numbers(**counts: object) -> None:
-    """Raise a ValueError unless every argument is a whole number from 1 on."""
-    for name, count in counts.items():
-        if not isinstance(count, int) or isinstance(count, bool) or count < 1:
-            raise ValueError(f"{name} must be a whole number from 1 on; got {count!r}")
 
 
 class Reconstructor(Pretrained, ABC):

@@ -19,8 +19,9 @@ from jaxtyping import Bool, Complex
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from recurra.core.checks import one_of, whole_numbers
 from recurra.core.nn.conv_cells import Dim
-from recurra.mri.models.reconstructor import Maps, Reconstructor, Scaling, one_of, whole_numbers
+from recurra.mri.models.reconstructor import Maps, Reconstructor, Scaling
 from recurra.mri.models.rim_block import Cell, Combine, DataConsistency, RIMBlock
 from recurra.mri.models.unet import LearnedSensitivity
 from recurra.mri.operators import FFTConvention

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from recurra.core.checks import one_of, whole_numbers
 from recurra.core.nn import ConvGRUCell, ConvIndRNNCell, ConvMGUCell
 from recurra.core.nn.conv_cells import CONVOLUTIONS, Dim, same_padding
-from recurra.mri.models.reconstructor import one_of, whole_numbers
 from recurra.mri.operators import (
     FFTConvention,
     data_gradient,

@@ -13,8 +13,9 @@ from jaxtyping import Bool, Complex, Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from recurra.core.checks import one_of, whole_numbers
 from recurra.core.nn import Conv2dGRU, NormConv2dGRU
-from recurra.mri.models.reconstructor import Maps, Reconstructor, Scaling, one_of, whole_numbers
+from recurra.mri.models.reconstructor import Maps, Reconstructor, Scaling
 from recurra.mri.models.recurrentvarnet import RecurrentInit, Refine
 from recurra.mri.models.unet import SensitivityRefinement
 from recurra.mri.operators import FFTConvention, data_gradient, from_channels, sense_reduce, to_channels

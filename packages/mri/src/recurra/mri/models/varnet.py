@@ -10,7 +10,8 @@ import torch
 from jaxtyping import Bool, Complex, Float
 from torch import Tensor
 
-from recurra.mri.models.reconstructor import Maps, Reconstructor, Scaling, whole_numbers
+from recurra.core.checks import whole_numbers
+from recurra.mri.models.reconstructor import Maps, Reconstructor, Scaling
 from recurra.mri.operators import FFTConvention
 
 if TYPE_CHECKING:
