@@ -6,7 +6,16 @@ from typing import Literal
 import pytest
 
 from recurra.core.errors import UserError
-from recurra.core.recipe import Recipe, build, construct, list_recipes, load_recipe, recipe_text, save_recipe
+from recurra.core.recipe import (
+    Recipe,
+    build,
+    construct,
+    list_recipes,
+    load_recipe,
+    parse_overrides,
+    recipe_text,
+    save_recipe,
+)
 
 KNEE = """\
 # Toy on knees.
@@ -127,6 +136,18 @@ def test_numbers_are_numbers(package: str, number: str) -> None:
 @pytest.mark.parametrize("text", ["e-3", "1e", "v1e-3", "1e-3x"])
 def test_text_stays_text(package: str, text: str) -> None:
     assert load_recipe("toy-knee", [f"data.note={text}"], package=package)["data"]["note"] == text
+
+
+def test_overrides_are_read_as_a_recipe_is() -> None:
+    items = ["scale=1e-3", "filters=[4, 2]", "fft=centered-ortho", "none=null", "text=a=b.yaml", "scale=2e-4"]
+    values = parse_overrides(items)
+    assert values == {"filters": [4, 2], "fft": "centered-ortho", "none": None, "text": "a=b.yaml", "scale": 2e-4}
+    assert list(values)[-1] == "scale"
+    for item in ("fft", "=3"):
+        with pytest.raises(UserError, match=f"^'{item}': expected key=value, for example fft=centered-ortho$"):
+            parse_overrides([item], "{!r}: expected key=value, for example fft=centered-ortho")
+    with pytest.raises(UserError, match=r"^scale=\[1: not YAML: "):
+        parse_overrides(["scale=[1"])
 
 
 def test_resolved_recipe_repeats(package: str) -> None:

@@ -81,7 +81,7 @@ def load_recipe(path_or_name: str | Path, overrides: Sequence[str] = (), *, tiny
 
     Args:
         path_or_name: a YAML file, or the name of a recipe of the package.
-        overrides: "section.key=value" each; the value is YAML.
+        overrides: "section.key=value" each, see `parse_overrides`.
         tiny: apply the section `tiny`. That section itself is never in the result.
         package: the domain's package, e.g. "recurra.mri".
 
@@ -89,7 +89,10 @@ def load_recipe(path_or_name: str | Path, overrides: Sequence[str] = (), *, tiny
         UserError: there is no such recipe, it is no YAML, or an override fits nowhere.
     """
     entry = _find(str(path_or_name), package)
-    recipe = Recipe(_parse(entry.read_text(encoding="utf-8"), entry.name))
+    content = parse_value(entry.read_text(encoding="utf-8"), entry.name)
+    if not isinstance(content, dict):
+        raise UserError(f"{entry.name}: expected sections such as model and data, got {type(content).__name__}")
+    recipe = Recipe(content)
     recipe.source = entry.name
     for name, section in recipe.items():
         if not isinstance(section, dict):
@@ -102,12 +105,45 @@ def load_recipe(path_or_name: str | Path, overrides: Sequence[str] = (), *, tiny
             recipe[key] = value  # another class has other options
         else:
             _set(recipe, key, value, f"{recipe.source}: tiny: {key}")
-    for override in overrides:
-        key, equals, value = override.partition("=")
-        if not equals:
-            raise UserError(f"{override}: expected SECTION.KEY=VALUE, e.g. train.epochs=3")
-        _set(recipe, key, _parse(value, override), f"{recipe.source}: {key}")
+    for key, value in parse_overrides(overrides, "{}: expected SECTION.KEY=VALUE, e.g. train.epochs=3").items():
+        _set(recipe, key, value, f"{recipe.source}: {key}")
     return recipe
+
+
+def parse_overrides(items: Sequence[str], complaint: str = "{}: expected KEY=VALUE") -> dict[str, Any]:
+    """Values by key from "key=value" each; of a key that is given twice the last value holds.
+
+    Args:
+        items: as typed; a value is YAML as in a recipe, where 1e-3 is a number.
+        complaint: what to say of an item without key or value.
+
+    Raises:
+        UserError: an item has no key or no value, or its value is not YAML.
+    """
+    values: dict[str, Any] = {}
+    for item in items:
+        key, equals, text = item.partition("=")
+        if not equals or not key:
+            raise UserError(complaint.format(item))
+        values.pop(key, None)  # the last one comes last, too
+        values[key] = parse_value(text, item)
+    return values
+
+
+def parse_value(text: str, where: str) -> Any:
+    """YAML as plain values.
+
+    Args:
+        text: YAML, where 1e-3 is a number.
+        where: file or key for error messages.
+
+    Raises:
+        UserError: it is not YAML.
+    """
+    try:
+        return _Loader(text).get_single_data()
+    except yaml.YAMLError as error:
+        raise UserError(f"{where}: not YAML: {' '.join(str(error).split())}") from error
 
 
 def save_recipe(recipe: Mapping[str, Any], path: Path) -> None:
@@ -216,17 +252,6 @@ def _find(name: str, package: str) -> Traversable:
         return shipped
     known = [entry.name.removesuffix(".yaml") for entry in files(package).joinpath("recipes").iterdir()]
     raise UserError(f"{name}: no such file, and no recipe of this name{nearest(name, known)}")
-
-
-def _parse(text: str, source: str) -> Any:
-    """YAML as plain values; at the top of a file a mapping."""
-    try:
-        content = _Loader(text).get_single_data()
-    except yaml.YAMLError as error:
-        raise UserError(f"{source}: not YAML: {' '.join(str(error).split())}") from error
-    if source.endswith((".yaml", ".yml")) and not isinstance(content, dict):
-        raise UserError(f"{source}: expected sections such as model and data, got {type(content).__name__}")
-    return content
 
 
 def _set(recipe: Recipe, key: str, value: Any, where: str) -> None:
