@@ -8,7 +8,8 @@ import torch.utils.checkpoint
 from torch import Tensor
 
 from recurra.kernels import linear_scan, opaque, use_backend
-from recurra.kernels.kernel_op import Definition, KernelOp
+from recurra.kernels.definition import Definition
+from recurra.kernels.kernel_op import KernelOp
 from recurra.kernels.linear_scan import OP
 from recurra.kernels.registry import Backend
 

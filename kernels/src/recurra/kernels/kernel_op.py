@@ -5,56 +5,15 @@ exporters see a custom operation instead, opaque to them, that chooses its backe
 derivatives go through the definition, whichever backend ran the forward pass, and so do torch.func's transforms.
 """
 
-import importlib
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from recurra.kernels import opaque
-from recurra.kernels.opaque import alias, dense, differentiable
-from recurra.kernels.registry import Backend, Choice, Op, requested
-
-
-class Kernel(Protocol):
-    """What a backend's module offers."""
-
-    def forward(self, options: Any, inputs: Any, saving: bool) -> Sequence[Tensor]:
-        """The outputs; where `saving`, after them what the backward pass wants, as the operation's `shapes` says."""
-
-    def backward(
-        self, options: Any, inputs: Any, results: Sequence[Tensor], gradients: Sequence[Tensor], wanted: Sequence[bool]
-    ) -> Sequence[Tensor | None]:
-        """One gradient an input; None where it is not wanted."""
-
-
-@dataclass(frozen=True)
-class Definition:
-    """An operation apart from its backends.
-
-    Attributes:
-        options: NamedTuple of str, bool and int: what is no tensor.
-        inputs: NamedTuple of tensors, None where absent.
-        prepare: (options, inputs) of a call with the public function's arguments, checked.
-        formula: (options, inputs) -> outputs, in plain torch, differentiable as often as wished.
-        shapes: (options, inputs, saving) -> uninitialised outputs, and after them whatever is saved.
-        outputs: (options) -> number of outputs.
-    """
-
-    options: Any
-    inputs: Any
-    prepare: Callable[..., tuple[Any, Any]]
-    formula: Callable[[Any, Any], Sequence[Tensor]]
-    shapes: Callable[[Any, Any, bool], Sequence[Tensor]]
-    outputs: Callable[[Any], int]
-
-
-def kernel(module: str) -> Kernel:
-    """The module of a backend, imported at first use: importing recurra.kernels imports neither numba nor triton."""
-    loaded: Any = importlib.import_module(module)
-    return loaded  # type: ignore[no-any-return]
+from recurra.kernels.definition import Kernel
+from recurra.kernels.opaque import OpaqueOp, dense, encode, without_autocast
+from recurra.kernels.registry import Choice, requested
 
 
 def training(inputs: Sequence[Tensor | None]) -> bool:
@@ -62,18 +21,13 @@ def training(inputs: Sequence[Tensor | None]) -> bool:
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in inputs)
 
 
-class KernelOp(Op):
-    """An operation whose backends are plain torch (`fn` given) or kernels (`fn` None, module `package.NAME`)."""
-
-    def __init__(self, name: str, package: str, definition: Definition, backends: list[Backend]) -> None:
-        super().__init__(name, backends)
-        self.definition, self.package = definition, package
-        self.forward_op, self.backward_op = opaque.register(self)
+class KernelOp(OpaqueOp):
+    """An operation to call: eagerly by its kernels, traced as a custom operation, transformed by its definition."""
 
     def __call__(self, *args: Any, backend: str | None = None, **kwargs: Any) -> tuple[Tensor, ...]:
         """Outputs of the operation by the backend that `registry` chooses."""
         options, inputs = self.definition.prepare(*args, **kwargs)
-        with opaque.without_autocast(inputs):
+        with without_autocast(inputs):
             return self._call(options, inputs, backend)
 
     def _call(self, options: Any, inputs: Any, backend: str | None) -> tuple[Tensor, ...]:
@@ -86,7 +40,7 @@ class KernelOp(Op):
             if name == "reference":
                 return tuple(self.definition.formula(options, inputs))
             tensors = [t for t in inputs if t is not None]
-            results = self.forward_op(opaque.encode(options, inputs), tensors, name, saving)
+            results = self.forward_op(encode(options, inputs), tensors, name, saving)
             return tuple(results[: self.definition.outputs(options)])
         chosen = self.select(options, inputs, backend=backend)
         if chosen.fn is not None:
@@ -102,23 +56,6 @@ class KernelOp(Op):
     def explain(self, *args: Any, backend: str | None = None, **kwargs: Any) -> Choice:
         """As `Op.explain`, for the arguments of the public function."""
         return super().explain(*self.definition.prepare(*args, **kwargs), backend=backend)
-
-    def kernel(self, name: str) -> Kernel:
-        """The module of this operation's backend."""
-        return kernel(f"{self.package}.{name}")
-
-    def derivative(self, options: Any, inputs: Sequence[Tensor | None], gradients: Sequence[Tensor]) -> list[Any]:
-        """Gradients of the inputs by the definition, themselves differentiable where grad mode is on."""
-        again = torch.is_grad_enabled()
-        with torch.enable_grad():
-            leaves = [alias(t) for t in inputs if t is not None and differentiable(t)]
-            rest = iter(leaves)
-            given = [next(rest) if differentiable(t) else t for t in inputs]
-            outputs = self.definition.formula(options, self.definition.inputs(*given))
-            pairs = [(y, d) for y, d in zip(outputs, gradients, strict=True) if y.requires_grad]
-            ys, ds = [y for y, _ in pairs], [d for _, d in pairs]
-            found = iter(torch.autograd.grad(ys, leaves, ds, create_graph=again, allow_unused=True))
-        return [next(found) if differentiable(t) else None for t in inputs]
 
 
 class _Eager(torch.autograd.Function):
@@ -139,7 +76,7 @@ class _Eager(torch.autograd.Function):
         inputs, results = saved[: ctx.given], saved[ctx.given :]
         given = dense(gradients, results)
         if torch.is_grad_enabled():
-            found: Sequence[Tensor | None] = op.derivative(ctx.options, inputs, given)
+            found: Sequence[Tensor | None] = op.definition.derivative(ctx.options, inputs, given)
         else:
             arguments = ctx.options, op.definition.inputs(*inputs), results, given, ctx.needs_input_grad[3:]
             found = ctx.kernel.backward(*arguments)

@@ -2,15 +2,127 @@
 
 import contextlib
 import functools
+import importlib
 import operator
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from recurra.kernels.kernel_op import KernelOp
+from recurra.kernels.definition import Definition, Kernel, alias, differentiable
+from recurra.kernels.registry import Backend, Op
+
+
+class OpaqueOp(Op):
+    """An operation whose backends are plain torch (`fn` given) or kernels (`fn` None, module `package.NAME`).
+
+    `forward_op` and `backward_op` are the custom operations `recurra::NAME` and `recurra::NAME_backward`, both
+    differentiable. The first returns outputs, what is saved, and which backend ran: only that one knows what it saved.
+    """
+
+    def __init__(self, name: str, package: str, definition: Definition, backends: list[Backend]) -> None:
+        super().__init__(name, backends)
+        self.definition, self.package = definition, package
+        self.forward_op, self.backward_op = self._registered()
+
+    def kernel(self, name: str) -> Kernel:
+        """The module of a backend, imported at first use: numba and triton are needed by none but their own."""
+        loaded: Any = importlib.import_module(f"{self.package}.{name}")
+        return loaded  # type: ignore[no-any-return]
+
+    def _registered(self) -> tuple[Any, Any]:
+        @torch.library.custom_op(f"recurra::{self.name}", mutates_args=())
+        def forward(options: str, tensors: Sequence[Tensor], backend: str, saving: bool) -> list[Tensor]:
+            return self._run(options, tensors, backend, saving)
+
+        @torch.library.custom_op(f"recurra::{self.name}_backward", mutates_args=())
+        def backward(
+            options: str, tensors: Sequence[Tensor], results: Sequence[Tensor], gradients: Sequence[Tensor]
+        ) -> list[Tensor]:
+            return self._run_backward(options, tensors, results, gradients)
+
+        @forward.register_fake
+        def _(options: str, tensors: Sequence[Tensor], backend: str, saving: bool) -> list[Tensor]:
+            shapes = self.definition.shapes(*self._decode(options, tensors), saving)
+            return [*shapes, torch.empty((), dtype=torch.uint8, device="cpu")]
+
+        @backward.register_fake
+        def _(
+            options: str, tensors: Sequence[Tensor], results: Sequence[Tensor], gradients: Sequence[Tensor]
+        ) -> list[Tensor]:
+            return [t.new_empty(t.shape) for t in tensors]
+
+        forward.register_autograd(self._gradient, setup_context=_save)
+        backward.register_autograd(self._second_gradient, setup_context=_save_backward)
+        return forward, backward
+
+    def _decode(self, text: str, tensors: Sequence[Tensor]) -> tuple[Any, Any]:
+        """Options and inputs of an encoded call."""
+        options, present = _decoded(self.definition.options, text)
+        rest = iter(tensors)
+        return options, self.definition.inputs(*(next(rest) if there else None for there in present))
+
+    def _run(self, text: str, tensors: Sequence[Tensor], backend: str, saving: bool) -> list[Tensor]:
+        options, inputs = self._decode(text, tensors)
+        chosen = self.select(options, inputs, backend=None if backend == "auto" else backend)
+        with without_autocast(inputs):
+            if chosen.fn is None:
+                results = list(self.kernel(chosen.name).forward(options, inputs, saving))
+            else:
+                # Laid out as the tracer was told.
+                results = list(self.definition.shapes(options, inputs, saving))
+                outputs = chosen(options, inputs)
+                for result, value in zip(results, outputs, strict=False):
+                    result.copy_(value)
+                for unused in results[len(outputs) :]:
+                    unused.zero_()
+        # Outputs of an operation may share memory neither with its inputs nor with each other.
+        seen = {t.data_ptr() for t in tensors}
+        for i, result in enumerate(results):
+            results[i] = result.clone() if result.data_ptr() in seen else result
+            seen.add(result.data_ptr())
+        return [*results, torch.tensor(list(self.backends).index(chosen.name), dtype=torch.uint8)]
+
+    def _run_backward(
+        self, text: str, tensors: Sequence[Tensor], results: Sequence[Tensor], gradients: Sequence[Tensor]
+    ) -> list[Tensor]:
+        options, inputs = self._decode(text, tensors)
+        chosen = list(self.backends.values())[int(results[-1])]
+        if chosen.fn is None:
+            wanted = [differentiable(t) for t in inputs]
+            found = self.kernel(chosen.name).backward(options, inputs, results[:-1], gradients, wanted)
+        else:
+            with torch.no_grad(), _autograd():
+                found = self.definition.derivative(options, inputs, gradients)
+        # Outputs of an operation may neither be absent nor share memory with an input.
+        pairs = [(t, g) for t, g in zip(inputs, found, strict=True) if t is not None]
+        held = {t.data_ptr() for t in (*tensors, *gradients)}
+        return [t.new_zeros(t.shape) if g is None else _own(g.to(t.dtype), held) for t, g in pairs]
+
+    def _gradient(self, ctx: Any, gradients: list[Tensor | None]) -> tuple[Any, ...]:
+        saved = list(ctx.saved_tensors)  # once: each access unpacks anew, which recomputed activations refuse
+        tensors, results = saved[: ctx.given], saved[ctx.given :]
+        count = self.definition.outputs(_decoded(self.definition.options, ctx.text)[0])
+        found = self.backward_op(ctx.text, tensors, results, dense(gradients[:count], results))
+        return None, [g if differentiable(t) else None for g, t in zip(found, tensors, strict=True)], None, None
+
+    def _second_gradient(self, ctx: Any, second: list[Tensor]) -> tuple[Any, ...]:
+        # Of the gradients as functions of inputs and output gradients alone, through the definition.
+        saved, again = ctx.saved_tensors, torch.is_grad_enabled()
+        tensors, gradients = saved[: ctx.given], saved[ctx.given :]
+        with torch.enable_grad():
+            free = [alias(t) if differentiable(t) else t for t in tensors]
+            pulled = [alias(t) for t in gradients]
+            options, inputs = self._decode(ctx.text, free)
+            first = self.definition.derivative(options, inputs, pulled)
+            present = [g for g, t in zip(first, inputs, strict=True) if t is not None]
+            used = [(g, d) for g, d in zip(present, second, strict=True) if g is not None and g.requires_grad]
+            leaves = [t for t in free if differentiable(t)] + pulled
+            outputs, weights = [g for g, _ in used], [d for _, d in used]
+            found = iter(torch.autograd.grad(outputs, leaves, weights, create_graph=again, allow_unused=True))
+        of_tensors = [next(found) if differentiable(t) else None for t in free]
+        return None, of_tensors, [None] * ctx.results, list(found)
 
 
 def encode(options: Sequence[Any], inputs: Sequence[Tensor | None]) -> str:
@@ -29,22 +141,10 @@ def _decoded(kind: Any, text: str) -> tuple[Any, tuple[bool, ...]]:
     return options, tuple(letter == "1" for letter in present)
 
 
-def decode(op: "KernelOp", text: str, tensors: Sequence[Tensor]) -> tuple[Any, Any]:
-    """Options and inputs of an encoded call."""
-    options, present = _decoded(op.definition.options, text)
-    rest = iter(tensors)
-    return options, op.definition.inputs(*(next(rest) if there else None for there in present))
-
-
 def without_autocast(inputs: Sequence[Tensor | None]) -> Any:
     """Switches autocast off: 16 bit may come in, but states and arithmetic are carried in 32."""
     device = next(t.device.type for t in inputs if t is not None)
     return torch.autocast(device, enabled=False) if torch.is_autocast_enabled(device) else contextlib.nullcontext()
-
-
-def alias(value: Tensor) -> Tensor:
-    """The tensor under a name of its own, with a gradient: what is given twice gets its two gradients apart."""
-    return value.view_as(value) if value.requires_grad else value.detach().requires_grad_()
 
 
 def dense(gradients: Sequence[Tensor | None], results: Sequence[Tensor]) -> list[Tensor]:
@@ -52,86 +152,10 @@ def dense(gradients: Sequence[Tensor | None], results: Sequence[Tensor]) -> list
     return [r.new_zeros(r.shape) if g is None else g for g, r in zip(gradients, results, strict=False)]
 
 
-def register(op: "KernelOp") -> tuple[Any, Any]:
-    """The custom operations `recurra::NAME` and `recurra::NAME_backward`, both differentiable.
-
-    The first returns outputs, what is saved, and which backend ran: only that one knows what it saved.
-    """
-
-    @torch.library.custom_op(f"recurra::{op.name}", mutates_args=())
-    def forward(options: str, tensors: Sequence[Tensor], backend: str, saving: bool) -> list[Tensor]:
-        return _run(op, options, tensors, backend, saving)
-
-    @torch.library.custom_op(f"recurra::{op.name}_backward", mutates_args=())
-    def backward(
-        options: str, tensors: Sequence[Tensor], results: Sequence[Tensor], gradients: Sequence[Tensor]
-    ) -> list[Tensor]:
-        return _run_backward(op, options, tensors, results, gradients)
-
-    @forward.register_fake
-    def _(options: str, tensors: Sequence[Tensor], backend: str, saving: bool) -> list[Tensor]:
-        shapes = op.definition.shapes(*decode(op, options, tensors), saving)
-        return [*shapes, torch.empty((), dtype=torch.uint8, device="cpu")]
-
-    @backward.register_fake
-    def _(
-        options: str, tensors: Sequence[Tensor], results: Sequence[Tensor], gradients: Sequence[Tensor]
-    ) -> list[Tensor]:
-        return [t.new_empty(t.shape) for t in tensors]
-
-    forward.register_autograd(functools.partial(_gradient, op, backward), setup_context=_save)
-    backward.register_autograd(functools.partial(_second_gradient, op), setup_context=_save_backward)
-    return forward, backward
-
-
-def _run(op: "KernelOp", text: str, tensors: Sequence[Tensor], backend: str, saving: bool) -> list[Tensor]:
-    options, inputs = decode(op, text, tensors)
-    chosen = op.select(options, inputs, backend=None if backend == "auto" else backend)
-    with without_autocast(inputs):
-        if chosen.fn is None:
-            results = list(op.kernel(chosen.name).forward(options, inputs, saving))
-        else:
-            # Laid out as the tracer was told.
-            results = list(op.definition.shapes(options, inputs, saving))
-            outputs = chosen(options, inputs)
-            for result, value in zip(results, outputs, strict=False):
-                result.copy_(value)
-            for unused in results[len(outputs) :]:
-                unused.zero_()
-    # Outputs of an operation may share memory neither with its inputs nor with each other.
-    seen = {t.data_ptr() for t in tensors}
-    for i, result in enumerate(results):
-        results[i] = result.clone() if result.data_ptr() in seen else result
-        seen.add(result.data_ptr())
-    return [*results, torch.tensor(list(op.backends).index(chosen.name), dtype=torch.uint8)]
-
-
-def _run_backward(
-    op: "KernelOp", text: str, tensors: Sequence[Tensor], results: Sequence[Tensor], gradients: Sequence[Tensor]
-) -> list[Tensor]:
-    options, inputs = decode(op, text, tensors)
-    chosen = list(op.backends.values())[int(results[-1])]
-    if chosen.fn is None:
-        wanted = [differentiable(t) for t in inputs]
-        found = op.kernel(chosen.name).backward(options, inputs, results[:-1], gradients, wanted)
-    else:
-        with torch.no_grad(), _autograd():
-            found = op.derivative(options, inputs, gradients)
-    # Outputs of an operation may neither be absent nor share memory with an input.
-    pairs = [(t, g) for t, g in zip(inputs, found, strict=True) if t is not None]
-    held = {t.data_ptr() for t in (*tensors, *gradients)}
-    return [t.new_zeros(t.shape) if g is None else _own(g.to(t.dtype), held) for t, g in pairs]
-
-
 def _own(gradient: Tensor, held: set[int]) -> Tensor:
     mine = gradient.clone(memory_format=torch.contiguous_format) if gradient.data_ptr() in held else gradient
     held.add(mine.data_ptr())
     return mine.contiguous()
-
-
-def differentiable(value: Tensor | None) -> bool:
-    """Whether there is a tensor of a type that has gradients."""
-    return value is not None and (value.is_floating_point() or value.is_complex())
 
 
 def _autograd() -> Any:
@@ -149,32 +173,7 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
     ctx.save_for_backward(*tensors, *output)
 
 
-def _gradient(op: "KernelOp", backward: Any, ctx: Any, gradients: list[Tensor | None]) -> tuple[Any, ...]:
-    saved = list(ctx.saved_tensors)  # once: each access unpacks anew, which recomputed activations refuse
-    tensors, results = saved[: ctx.given], saved[ctx.given :]
-    count = op.definition.outputs(_decoded(op.definition.options, ctx.text)[0])
-    found = backward(ctx.text, tensors, results, dense(gradients[:count], results))
-    return None, [g if differentiable(t) else None for g, t in zip(found, tensors, strict=True)], None, None
-
-
 def _save_backward(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
     ctx.text, tensors, results, gradients = inputs
     ctx.given, ctx.results = len(tensors), len(results)
     ctx.save_for_backward(*tensors, *gradients)
-
-
-def _second_gradient(op: "KernelOp", ctx: Any, second: list[Tensor]) -> tuple[Any, ...]:
-    # Of the gradients as functions of inputs and output gradients alone, through the definition.
-    saved, again = ctx.saved_tensors, torch.is_grad_enabled()
-    tensors, gradients = saved[: ctx.given], saved[ctx.given :]
-    with torch.enable_grad():
-        free = [alias(t) if differentiable(t) else t for t in tensors]
-        pulled = [alias(t) for t in gradients]
-        options, inputs = decode(op, ctx.text, free)
-        first = [g for g, t in zip(op.derivative(options, inputs, pulled), inputs, strict=True) if t is not None]
-        used = [(g, d) for g, d in zip(first, second, strict=True) if g is not None and g.requires_grad]
-        leaves = [t for t in free if differentiable(t)] + pulled
-        outputs, weights = [g for g, _ in used], [d for _, d in used]
-        found = iter(torch.autograd.grad(outputs, leaves, weights, create_graph=again, allow_unused=True))
-    of_tensors = [next(found) if differentiable(t) else None for t in free]
-    return None, of_tensors, [None] * ctx.results, list(found)

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from recurra.kernels.conv_cell_pointwise import reference
-from recurra.kernels.kernel_op import Definition, KernelOp
+from recurra.kernels.definition import Definition
+from recurra.kernels.kernel_op import KernelOp
 from recurra.kernels.registry import Backend, cpu_kernel_reason, gpu_kernel_reason, measured_costs, requested
 from recurra.kernels.sequences import FLOATS
 

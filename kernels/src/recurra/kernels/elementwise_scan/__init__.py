@@ -5,8 +5,9 @@ from typing import Literal, NamedTuple
 from torch import Tensor
 
 from recurra.kernels.chunks import compiler_reason
+from recurra.kernels.definition import Definition
 from recurra.kernels.elementwise_scan import reference
-from recurra.kernels.kernel_op import Definition, KernelOp, training
+from recurra.kernels.kernel_op import KernelOp, training
 from recurra.kernels.registry import Backend, cpu_kernel_reason, gpu_kernel_reason, measured_costs
 from recurra.kernels.sequences import FLOATS, check_dtype, check_sequence, wide
 

@@ -6,9 +6,10 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from recurra.kernels.definition import Definition
 from recurra.kernels.gated_scan import reference
 from recurra.kernels.gated_scan.triton_plan import unserved
-from recurra.kernels.kernel_op import Definition, KernelOp, training
+from recurra.kernels.kernel_op import KernelOp, training
 from recurra.kernels.registry import Backend, cpu_kernel_reason, measured_costs
 from recurra.kernels.sequences import check_dtype, check_sequence, wide
 

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from recurra.kernels.chunks import compiler_reason
-from recurra.kernels.kernel_op import Definition, KernelOp, training
+from recurra.kernels.definition import Definition
+from recurra.kernels.kernel_op import KernelOp, training
 from recurra.kernels.linear_scan import reference
 from recurra.kernels.registry import Backend, cpu_kernel_reason, gpu_kernel_reason, measured_costs
 from recurra.kernels.sequences import FLOATS, check_dtype, check_sequence, wide

@@ -5,7 +5,8 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from recurra.kernels.kernel_op import Definition, KernelOp, training
+from recurra.kernels.definition import Definition
+from recurra.kernels.kernel_op import KernelOp, training
 from recurra.kernels.memory_conv import reference
 from recurra.kernels.memory_conv.layout import BUFFERS, Inputs
 from recurra.kernels.registry import Backend, cpu_kernel_reason, gpu_kernel_reason, measured_costs

@@ -5,7 +5,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from recurra.kernels.kernel_op import Definition, KernelOp, training
+from recurra.kernels.definition import Definition
+from recurra.kernels.kernel_op import KernelOp, training
 from recurra.kernels.registry import Backend, cpu_kernel_reason, gpu_kernel_reason, measured_costs
 from recurra.kernels.sequences import FLOATS, check_dtype, wide
 from recurra.kernels.ssm2d_scan import reference
