@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from recurra.core.testing import Golden, Tolerance, assert_close, golden, golden_files
+from recurra.mri.data.maps import MapsFile
 from recurra.mri.data.phantom import phantom_slice
 from recurra.mri.operators import ifft, rss
 from recurra.mri.preprocess import quantile_scale
 from recurra.mri.sensitivity import (
-    MapsFile,
     acs_rectangle,
     espirit_maps,
     map_support,

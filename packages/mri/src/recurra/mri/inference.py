@@ -20,13 +20,13 @@ from recurra.core.files import find_inputs, guard_inputs, open_output
 from recurra.core.inference import Origin, Result, Results, Work, each_file, file_digest, load, options_digest, share
 from recurra.core.verbs import progress
 from recurra.mri.data import Volume, open_volume
+from recurra.mri.data.maps import MapsFile
 from recurra.mri.figures import preview_png
 from recurra.mri.masks import MASKS, MaskGenerator, Seed, file_seed
 from recurra.mri.models.reconstructor import Reconstructor
 from recurra.mri.operators import center_crop
 from recurra.mri.outputs import OutputFormat, origin_of, volume_writer
 from recurra.mri.preprocess import Maps, PreparedSlice, Preprocess
-from recurra.mri.sensitivity import MapsFile
 
 if TYPE_CHECKING:
     from recurra.mri.verbs import Undersampling
