@@ -1,13 +1,14 @@
 """One recurrent layer: what the input adds to the gates, and the gated cell over time."""
 
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from recurra.kernels.gated_layer import native
-from recurra.kernels.gated_scan import FORMS, Cell, gated_scan
+from recurra.kernels.gated_layer.reference import Inputs, Options, scan
+from recurra.kernels.gated_scan import FORMS, Cell
 from recurra.kernels.gated_scan import OP as SCAN
 from recurra.kernels.kernel_op import training
 from recurra.kernels.registry import Backend, Choice, Op, installed, measured_costs, requested
@@ -22,28 +23,6 @@ def terms(batch: int, steps: int, values: int, width: int, old: int) -> tuple[fl
     """
     thousands = steps * values / 1000
     return 1, steps, batch * thousands, batch * thousands * (width + old), thousands * old
-
-
-class Options(NamedTuple):
-    """What is no tensor; `scan` names the backend of `gated_scan`, if one is asked for."""
-
-    cell: Any
-    reverse: bool
-    save: Any
-    scan: str | None
-
-
-class Inputs(NamedTuple):
-    """Tensors as the backends take them; state holds what the caller gave, None for zeros."""
-
-    x: Tensor
-    weight: Tensor
-    r: Tensor
-    bias: Tensor | None
-    projection: Tensor | None
-    state: tuple[Tensor, ...] | None
-    lengths: Tensor | None
-    reset: Tensor | None
 
 
 def gated_layer(
@@ -105,24 +84,6 @@ def gated_layer(
         return scan(options, inputs)
     found: tuple[Tensor, tuple[Tensor, ...]] = OP.select(options, inputs, backend=backend)(options, inputs)
     return found
-
-
-def scan(options: Options, inputs: Inputs) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """Projection of the input as one product, then `gated_scan`."""
-    wx = torch.nn.functional.linear(inputs.x, inputs.weight.flatten(0, 2))
-    return gated_scan(
-        options.cell,
-        wx.view(*wx.shape[:2], *inputs.weight.shape[:3]),
-        inputs.r,
-        inputs.bias,
-        inputs.state,
-        projection=inputs.projection,
-        lengths=inputs.lengths,
-        reset=inputs.reset,
-        reverse=options.reverse,
-        save=options.save,
-        backend=options.scan,
-    )
 
 
 def _prepare(

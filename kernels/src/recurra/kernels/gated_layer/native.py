@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from recurra.kernels.gated_layer.reference import scan
 from recurra.kernels.kernel_op import training
 from recurra.kernels.sequences import wide
 
@@ -99,8 +100,6 @@ class _Native(torch.autograd.Function):
         again = torch.is_grad_enabled()
         alias, results = ctx.alias, ctx.results
         if again:
-            from recurra.kernels.gated_layer import scan
-
             alias = [t if t is None else t.view_as(t) for t in tensors]
             y, last = scan(ctx.options, ctx.kind(*alias[:5], tuple(alias[5:]) or None, None, None))
             results = y, *last
