@@ -54,8 +54,9 @@ def evaluate_files(
     if command is not None:
         run.report = {
             "command": command,
-            "checkpoint": describe(how.model),
+            "checkpoint": {**describe(how.model), "digest with options": run.options},
             "higher_is_better": HIGHER_IS_BETTER,
+            "main": None if holdout else "ssim",
         }
     scoring = _Scoring(how if workers == 1 else how.copy(), metrics, tuple(baselines), holdout)
     return score_files(found, scoring, run, workers=workers, quiet=how.quiet)

@@ -53,7 +53,12 @@ class RealInterface(nn.Module):
 
 
 def export(
-    checkpoint: str | Path, out: str | Path, *, format: str = "onnx", shape: str = "8,64,64", overwrite: bool = False
+    checkpoint: str | Path | Reconstructor,
+    out: str | Path,
+    *,
+    format: str = "onnx",
+    shape: str = "8,64,64",
+    overwrite: bool = False,
 ) -> ExportReport:
     """Writes `checkpoint` to the file `out` and returns the measured difference to torch.
 

@@ -5,6 +5,8 @@ A result that is not complete never looks complete: files are written as NAME.pa
 
 import gzip
 import hashlib
+import math
+import re
 from contextlib import AbstractContextManager, suppress
 from io import BufferedIOBase
 from pathlib import Path
@@ -271,27 +273,38 @@ def volume_writer(
 
 
 def origin_of(path: Path) -> tuple[str | None, int]:
-    """What a volume was made from and its number of slices; None where it is not whole."""
+    """What a volume was made from and its number of slices; "" for somebody else's, None for ours if it is damaged."""
     try:
-        if path.is_dir():
-            from pydicom import dcmread
+        text, slices, whole = (_of_dicom if path.is_dir() else _of_nifti if path.suffix == ".nii" else _of_hdf5)(path)
+    except Exception:  # whatever a damaged file does to a reader
+        with suppress(OSError), path.open("rb") as stream:
+            return (None if re.search(rb"recurra [0-9a-f]{24}", stream.read(2**16)) else ""), 0
+        return "", 0
+    return (text if whole or not text.startswith("recurra ") else None), slices
 
-            slices = sorted(path.glob("*.dcm"))
-            first = dcmread(slices[0], stop_before_pixels=True)
-            whole = len(slices) == int(first.ImagesInAcquisition)
-            return str(first.DerivationDescription) if whole else None, len(slices)
-        if path.suffix == ".nii":
-            from nibabel.nifti1 import Nifti1Header
 
-            with path.open("rb") as stream:
-                header: Any = Nifti1Header.from_fileobj(stream)  # type: ignore[no-untyped-call]
-            rows, columns, slices_ = header.get_data_shape()
-            whole = path.stat().st_size == 352 + 4 * rows * columns * slices_
-            return bytes(header["descrip"].item()).decode() if whole else None, slices_
-        with h5py.File(path, "r", locking=False) as file:
-            return str(file.attrs.get("recurra", "")), len(file["reconstruction"])
-    except Exception:  # whatever a damaged file does to a reader, it is not whole
-        return None, 0
+def _of_dicom(path: Path) -> tuple[str, int, bool]:
+    from pydicom import dcmread
+
+    slices = sorted(path.glob("*.dcm"))
+    first = dcmread(slices[0], stop_before_pixels=True)
+    whole = len(slices) == int(first.get("ImagesInAcquisition", 0))
+    return str(first.get("DerivationDescription", "")), len(slices), whole
+
+
+def _of_nifti(path: Path) -> tuple[str, int, bool]:
+    from nibabel.nifti1 import Nifti1Header
+
+    with path.open("rb") as stream:
+        header: Any = Nifti1Header.from_fileobj(stream)  # type: ignore[no-untyped-call]
+    shape = header.get_data_shape()
+    return bytes(header["descrip"].item()).decode(), shape[-1], path.stat().st_size == 352 + 4 * math.prod(shape)
+
+
+def _of_hdf5(path: Path) -> tuple[str, int, bool]:
+    with h5py.File(path, "r", locking=False) as file:
+        slices = len(file["reconstruction"]) if "reconstruction" in file else 0
+        return str(file.attrs.get("recurra", "")), slices, slices > 0
 
 
 def write_fastmri(path: str | Path, images: Float32[NDArray[np.float32], "slice row column"]) -> None:
