@@ -1,4 +1,4 @@
-"""Prepared layers give the numbers of the modules they are made from."""
+"""Prepared layers give the numbers of the modules they are made from; models find their prepared forms."""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from recurra.core.nn import Conv2dGRU, ConvGRUCell, ConvIndRNNCell, ConvMGUCell
 from recurra.core.nn.prepared import Cell, Convolution, Stack, unsupported
+from recurra.core.prepared import prepare, register
 
 CELLS = {"gru": ConvGRUCell, "mgu": ConvMGUCell, "indrnn": ConvIndRNNCell}
 # Float32, relative to the largest value: 3e-7 for direct sums, up to 2.5e-6 for Winograd's convolution.
@@ -149,3 +150,59 @@ def test_what_is_not_supported_is_told():
     assert unsupported(ConvGRUCell(2, 3, dim=3)) == "not two-dimensional"
     assert unsupported(Conv2dGRU(2, 3, instance_norm=True)) == "instance normalisation between the gates"
     assert unsupported(Conv2dGRU(2, 3, gru_kernel_size=3)) == "gates larger than 1x1"
+
+
+class Doubling(nn.Linear):
+    def forward(self, x: Tensor, *, times: Tensor | int = 2) -> Tensor:
+        return times * super().forward(x)
+
+
+class Other(Doubling):
+    pass
+
+
+def fast(model: Doubling):
+    weight, bias = model.weight.clone(), model.bias.clone()
+    return lambda x, *, times=2: (times * F.linear(x, weight, bias)).add(1000)  # so that one sees who computed
+
+
+register(Doubling, fast, lambda model: "too wide" if model.in_features > 3 else None)
+
+
+def test_a_model_finds_its_form():
+    model, x = Doubling(3, 2), torch.randn(4, 3)
+    prepared = prepare(model)
+    assert (prepared.model, prepared.reason) == (model, None)
+    assert torch.equal(prepared(x), model(x) + 1000)
+    assert torch.equal(prepared(x, times=torch.tensor(3)), model(x, times=3) + 1000)
+    with torch.enable_grad():
+        assert not prepared(x).requires_grad
+
+
+@pytest.mark.parametrize(
+    ("make", "reason"),
+    [
+        (lambda: Other(3, 2), "Other has no prepared form"),
+        (lambda: Doubling(3, 2).double(), "its parameters are not float32 on the CPU"),
+        (lambda: Doubling(4, 2), "too wide"),
+    ],
+)
+def test_a_model_without_a_form_does_the_work(make, reason):
+    model = make()
+    prepared = prepare(model)
+    x = torch.randn(5, model.in_features, dtype=model.weight.dtype)
+    assert prepared.reason == reason
+    assert torch.equal(prepared(x), model(x))
+    with torch.enable_grad():
+        assert not prepared(x).requires_grad
+
+
+def test_what_the_form_does_not_serve_goes_to_the_model():
+    model, x = Doubling(3, 2), torch.randn(4, 3)
+    prepared = prepare(model)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(prepared(x), model(x))
+    scale = torch.tensor(3.0, dtype=torch.float64)
+    assert torch.equal(prepared(x, times=scale), model(x, times=scale))
+    with pytest.raises(RuntimeError, match="dtype"):
+        prepared(x.double())

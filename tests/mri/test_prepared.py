@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from recurra.core.prepared import Prepared, prepare
 from recurra.kernels import use_backend
 from recurra.mri.models import CIRIM, MODELS
-from recurra.mri.models.prepared import Prepared, prepare
 from recurra.mri.models.prepared_operators import DataGradient, MaskedFourier
 from recurra.mri.operators import FFTConvention, data_gradient, fft, ifft
 

@@ -1,5 +1,6 @@
 """Reconstruction models by name."""
 
+import recurra.mri.models.prepared  # noqa: F401 - registers the forms for inference
 from recurra.mri.models.reconstructor import Reconstructor
 from recurra.mri.models.recurrentvarnet import RecurrentVarNet
 from recurra.mri.models.rim import CIRIM, RIMBlock

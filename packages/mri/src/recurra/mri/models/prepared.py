@@ -8,10 +8,12 @@ What differs from the plain form, none of it an approximation:
 * RecurrentVarNet keeps its coil images instead of their k-space;
 * estimates are not collected, states are written over.
 
-Whatever has no prepared form is reconstructed by the plain one.
+They are registered with `recurra.core.prepared`, where the models find them; whatever has no prepared form is
+reconstructed by the plain one.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,6 +21,7 @@ from torch import Tensor, nn
 
 from recurra.core.nn.conv2d_gru import Conv2dGRU, NormConv2dGRU
 from recurra.core.nn.prepared import Cell, Convolution, Stack, unsupported
+from recurra.core.prepared import Form, register
 from recurra.mri.models.prepared_operators import DataGradient, MaskedFourier
 from recurra.mri.models.reconstructor import Reconstructor
 from recurra.mri.models.recurrentvarnet import RecurrentInit, RecurrentVarNet
@@ -26,71 +29,6 @@ from recurra.mri.models.rim import CIRIM
 from recurra.mri.models.rim_block import ConvNonlinear, RecurrentLayer, RIMBlock
 from recurra.mri.models.rim_direct import DirectRIM
 from recurra.mri.operators import fft, rss, sense_expand, sense_reduce
-
-Form = Callable[..., Tensor]  # kspace, maps, mask and the options of the model -> image
-
-
-class Prepared:
-    """A model ready for inference, called like the model itself; results carry no gradients.
-
-    Attributes:
-        model: the plain form; its weights at the time of preparation are the ones that count.
-        reason: why the plain form does the work, or None.
-    """
-
-    def __init__(self, model: Reconstructor, form: Form | None, reason: str | None) -> None:
-        """Pairs a model with its prepared form, or with the reason why there is none."""
-        self.model, self.reason, self._form = model, reason, form
-
-    def __call__(self, kspace: Tensor, sensitivity: Tensor, mask: Tensor, **options: Any) -> Tensor:
-        """The reconstruction, as by the model's `forward`."""
-        with torch.no_grad():
-            tensors = (kspace, sensitivity)
-            served = all(t.device.type == "cpu" and t.dtype == torch.complex64 for t in tensors)
-            # Under autocast a narrower type was asked for, which only the plain form has.
-            if self._form is None or not served or torch.is_autocast_enabled("cpu"):
-                image: Tensor = self.model(kspace, sensitivity, mask, **options)
-                return image
-            self.model.check(kspace, sensitivity, mask, **options)
-            maps = self.model.refine_maps(kspace, sensitivity, mask).expand_as(kspace)
-            return self._form(kspace, maps, mask, **options)
-
-
-def prepare(model: Reconstructor) -> Prepared:
-    """The model in the form for inference; it stays usable and unchanged.
-
-    Weights are packed now: prepare again after changing them. Never raises; see `Prepared.reason`.
-    """
-    reason = _obstacle(model)
-    if reason is not None:
-        return Prepared(model, None, reason)
-    with torch.no_grad():
-        if isinstance(model, CIRIM):
-            return Prepared(model, _CIRIM(model), None)
-        if isinstance(model, DirectRIM):
-            return Prepared(model, _DirectRIM(model), None)
-        assert isinstance(model, RecurrentVarNet)
-        return Prepared(model, _RecurrentVarNet(model), None)
-
-
-def _obstacle(model: Reconstructor) -> str | None:
-    if type(model) not in (CIRIM, DirectRIM, RecurrentVarNet):
-        return f"{type(model).__name__} has no prepared form"
-    if model.dim != 2:
-        return f"it has {model.dim} spatial axes, the prepared form has 2"
-    if any(p.dtype != torch.float32 or p.device.type != "cpu" for p in model.parameters()):
-        return "its parameters are not float32 on the CPU"
-    for module in model.modules():
-        reason = None
-        if isinstance(module, Conv2dGRU):
-            reason = unsupported(module)
-        elif isinstance(module, RecurrentLayer):
-            reason = unsupported(module.rnn)
-        elif isinstance(module, ConvNonlinear) and module.nonlinear == "leakyrelu":
-            reason = "leaky ReLU"
-        if reason is not None:
-            return reason
-    return None
 
 
 class _Block:
@@ -304,3 +242,35 @@ class _RecurrentVarNet:
 def _convolution(layer: ConvNonlinear) -> Convolution:
     conv = layer.conv_layer
     return Convolution(conv.weight, conv.bias, dilation=conv.dilation[0], relu=layer.nonlinear == "relu")
+
+
+def _obstacle(model: Reconstructor) -> str | None:
+    if model.dim != 2:
+        return f"it has {model.dim} spatial axes, the prepared form has 2"
+    for module in model.modules():
+        reason = None
+        if isinstance(module, Conv2dGRU):
+            reason = unsupported(module)
+        elif isinstance(module, RecurrentLayer):
+            reason = unsupported(module.rnn)
+        elif isinstance(module, ConvNonlinear) and module.nonlinear == "leakyrelu":
+            reason = "leaky ReLU"
+        if reason is not None:
+            return reason
+    return None
+
+
+def _checked(network: Callable[..., Any], model: Reconstructor) -> Form:
+    """The prepared network of a model behind the checks, and the maps, of the model."""
+    run = network(model)
+
+    def form(kspace: Tensor, sensitivity: Tensor, mask: Tensor, **options: Any) -> Tensor:
+        model.check(kspace, sensitivity, mask, **options)
+        image: Tensor = run(kspace, model.refine_maps(kspace, sensitivity, mask).expand_as(kspace), mask, **options)
+        return image
+
+    return form
+
+
+for _kind, _network in ((CIRIM, _CIRIM), (DirectRIM, _DirectRIM), (RecurrentVarNet, _RecurrentVarNet)):
+    register(_kind, partial(_checked, _network), _obstacle)

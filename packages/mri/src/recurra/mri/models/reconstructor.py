@@ -1,7 +1,6 @@
 """The call signature that every reconstruction model has."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from typing import ClassVar, Literal
 
 import torch
@@ -10,6 +9,7 @@ from torch import Tensor
 
 from recurra.core.checkpoint import Pretrained
 from recurra.core.checks import one_of
+from recurra.core.prepared import Prepared, prepare
 from recurra.mri.operators import FFTConvention, fft, ifft
 
 Maps = Literal["espirit", "rss", "unit"]
@@ -101,10 +101,8 @@ class Reconstructor(Pretrained, ABC):
         """Return the sensitivities the model reconstructs with: those given, or what its own network makes of them."""
         return sensitivity
 
-    def prepared(self) -> Callable[..., Tensor]:
+    def prepared(self) -> Prepared:
         """Return the model in a form for inference alone: the same numbers, sooner."""
-        from recurra.mri.models.prepared import prepare
-
         return prepare(self)
 
     def to_image(self, kspace: Complex[Tensor, "*axes"]) -> Complex[Tensor, "*axes"]:

@@ -82,10 +82,6 @@ class VarNet(Reconstructor):
             items = [self.network(torch.view_as_real(k)[None], m) for k, m in zip(kspace, columns, strict=True)]
         return torch.cat(items)
 
-    def prepared(self) -> "VarNet":
-        """Return itself: MONAI's network has no other form."""
-        return self
-
     def _columns(self, mask: Tensor, width: int) -> Tensor:
         """The mask as MONAI wants it, (batch, 1, 1, 1, width, 1), once MONAI's search for the centre is sure to end."""
         if not torch.equal(mask, mask[:, :, :1].expand_as(mask)):
