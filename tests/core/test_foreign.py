@@ -16,7 +16,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from recurra.core.foreign import read_container, read_foreign
+from recurra.core.container import read_container
+from recurra.core.foreign import read_foreign
 
 MARK = "was-here"
 
@@ -314,6 +315,14 @@ def test_container(tmp_path: Path, weights: dict[str, Tensor], mode: str, prefix
     assert same(state, weights)
 
 
+def test_container_of_another_project(tmp_path: Path, weights: dict[str, Tensor]) -> None:
+    members = [("run/best.pth", saved({"state_dict": weights})), ("run/._options.yml", b"\0"), ("README.md", b"")]
+    path = container(tmp_path / "m.tar", [*members, ("run/options.yml", b"depth: 2\n")])
+    config, state = read_container(path)
+    assert config == {"depth": 2}
+    assert same(state, weights)
+
+
 CONFIG, WEIGHTS = ("model_config.yaml", b"a: 1"), ("model_weights.ckpt", saved({"w": torch.ones(1)}))
 
 
@@ -326,8 +335,10 @@ CONFIG, WEIGHTS = ("model_config.yaml", b"a: 1"), ("model_weights.ckpt", saved({
         ([("C:\\x", b""), CONFIG, WEIGHTS], "lies outside"),
         ([CONFIG, WEIGHTS, CONFIG], "twice"),
         ([CONFIG, WEIGHTS, ("big", b"x" * 5000)], "'big' brings the contents over 4000 bytes"),
-        ([CONFIG], "model_weights.ckpt: no such file"),
-        ([WEIGHTS], "no model_config.yaml inside"),
+        ([CONFIG], "no .ckpt or .pt or .pth file inside"),
+        ([WEIGHTS], "no .yaml or .yml file inside"),
+        ([CONFIG, WEIGHTS, ("more/b.yml", b"")], "holds 'model_config.yaml' and 'more/b.yml'; expected one of them"),
+        ([CONFIG, WEIGHTS, ("last.pt", b"")], "holds 'model_weights.ckpt' and 'last.pt'; expected one of them"),
         ([("model_config.yaml", b"- 1"), WEIGHTS], "expected a mapping, got list"),
         ([("model_config.yaml", b"!!python/object/apply:os.system [touch was-here]"), WEIGHTS], "model_config.yaml: "),
         (

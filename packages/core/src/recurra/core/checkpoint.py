@@ -17,9 +17,10 @@ import torch
 from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 
+from recurra.core.container import read_container
 from recurra.core.errors import nearest
 from recurra.core.files import disk_is_full, full_disk
-from recurra.core.foreign import read_container, read_foreign
+from recurra.core.foreign import read_foreign
 
 __all__ = ["CARD", "CONFIG", "WEIGHTS", "Pretrained", "read_container", "read_foreign"]
 

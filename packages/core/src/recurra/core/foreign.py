@@ -10,8 +10,6 @@ import io
 import pickle
 import re
 import sys
-import tarfile
-import tempfile
 import warnings
 import zipfile
 from collections.abc import Callable, Hashable, Iterable
@@ -20,10 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from torch import Tensor
-
-_CONTAINER_CONFIG, _CONTAINER_WEIGHTS = "model_config.yaml", "model_weights.ckpt"
 
 
 def read_foreign(path: str | Path) -> dict[str, Any]:
@@ -50,63 +45,6 @@ def read_foreign(path: str | Path) -> dict[str, Any]:
     if not isinstance(plain, dict):
         raise ValueError(f"{path}: holds a {type(plain).__name__}; expected a dict of tensors")
     return plain
-
-
-def read_container(path: str | Path, *, limit: int = 8 << 30) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Config and state dict of a `.mridc` or `.atommic` container (a tar, gzipped or not).
-
-    Args:
-        path: the container.
-        limit: largest sum of the members' sizes in bytes that is unpacked.
-
-    Raises:
-        ValueError: there is no such file, it is damaged, a part is missing, or a member is absolute, has a "..", is a
-            link or a device, too large, or there twice.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise ValueError(f"{path}: no such file")
-    with tempfile.TemporaryDirectory(prefix="recurra-") as folder:
-        try:
-            with tarfile.open(path, "r:*") as archive:
-                _unpack(archive, path, Path(folder), limit)
-        except (tarfile.TarError, EOFError, OSError) as error:
-            raise ValueError(f"{path}: damaged, or no tar container: {error}") from error
-        try:
-            config = yaml.safe_load(Path(folder, _CONTAINER_CONFIG).read_text(encoding="utf-8"))
-            weights = read_foreign(Path(folder, _CONTAINER_WEIGHTS))
-        except FileNotFoundError as error:
-            raise ValueError(f"{path}: no {_CONTAINER_CONFIG} inside") from error
-        except yaml.YAMLError as error:
-            raise ValueError(f"{path}: {_CONTAINER_CONFIG}: {' '.join(str(error).split())}") from error
-        except ValueError as error:
-            raise ValueError(f"{path}: {str(error).replace(f'{folder}/', '')}") from error
-    if not isinstance(config, dict):
-        raise ValueError(f"{path}: {_CONTAINER_CONFIG}: expected a mapping, got {type(config).__name__}")
-    state = weights.get("state_dict", weights)
-    if not isinstance(state, dict) or not state or not all(isinstance(value, Tensor) for value in state.values()):
-        raise ValueError(f"{path}: {_CONTAINER_WEIGHTS}: expected a dict of tensors")
-    return config, state
-
-
-def _unpack(archive: tarfile.TarFile, path: Path, folder: Path, limit: int) -> None:
-    """Unpack the two members that matter, having looked at every member."""
-    seen: set[str] = set()
-    total = 0
-    for member in archive:
-        name = member.name.removeprefix("./")
-        total += member.size
-        if name.startswith(("/", "\\")) or ".." in re.split(r"[/\\]", name) or re.match(r"[A-Za-z]:", name):
-            raise ValueError(f"{path}: member {member.name!r} lies outside the container; refused")
-        if not (member.isreg() or member.isdir()):
-            raise ValueError(f"{path}: member {member.name!r} is a link or a device; refused")
-        if total > limit:
-            raise ValueError(f"{path}: member {member.name!r} brings the contents over {limit} bytes; refused")
-        if name in seen:
-            raise ValueError(f"{path}: member {member.name!r} occurs twice; refused")
-        seen.add(name)
-        if name in (_CONTAINER_CONFIG, _CONTAINER_WEIGHTS):
-            archive.extract(member, folder, filter="data")
 
 
 def _read(path: Path) -> Any:
