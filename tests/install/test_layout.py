@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import tomllib
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,113 @@ def imported(path: Path) -> set[str]:
         elif isinstance(node, ast.ImportFrom) and node.module:
             names |= {f"{node.module}.{alias.name}" for alias in node.names}
     return {name for name in names if name.startswith("recurra.")}
+
+
+def module_of(path: Path) -> str:
+    """Dotted name of a source file; that of the folder for its `__init__`."""
+    parts = path.with_suffix("").parts
+    names = parts[len(parts) - parts[::-1].index("src") :]
+    return ".".join(names[:-1] if names[-1] == "__init__" else names)
+
+
+def imports(tree: ast.AST, *, typing: bool = False) -> Iterator[tuple[str, str]]:
+    """(name here, dotted name) of what is imported at any depth, functions included, either when the module runs or
+    only for type checkers."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.Import | ast.ImportFrom) and not typing:
+            source = f"{node.module}." if isinstance(node, ast.ImportFrom) else ""
+            yield from ((alias.asname or alias.name, source + alias.name) for alias in node.names)
+        elif isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING"):
+            yield from imports(ast.Module(node.body if typing else node.orelse, []))
+        else:
+            yield from imports(node, typing=typing)
+
+
+def graph(sources: Iterable[Path]) -> dict[str, set[str]]:
+    """For every module the modules that it needs, when it is imported or later."""
+    trees = {module_of(path): ast.parse(path.read_text(encoding="utf-8")) for path in sources}
+    # Lazy folders say for type checkers where a name is from.
+    homes = {f"{folder}.{name}": origin for folder in trees for name, origin in imports(trees[folder], typing=True)}
+
+    def home(name: str) -> str:
+        name = homes.get(name, name)
+        return name if name in trees else name.rpartition(".")[0]
+
+    return {
+        module: {home(name) for _, name in imports(tree)} & trees.keys() - {module} for module, tree in trees.items()
+    }
+
+
+def by_folder(graph: Mapping[str, set[str]], folders: Iterable[str]) -> dict[str, set[str]]:
+    """The graph with each folder as one module."""
+
+    def place(module: str) -> str:
+        return next((folder for folder in folders if f"{module}.".startswith(f"{folder}.")), module)
+
+    merged: dict[str, set[str]] = {place(module): set() for module in graph}
+    for module, others in graph.items():
+        merged[place(module)] |= {place(other) for other in others} - {place(module)}
+    return merged
+
+
+def circles(graph: Mapping[str, set[str]]) -> list[str]:
+    """Groups of modules that need each other, each as its imports."""
+
+    def reached(start: str) -> set[str]:
+        seen: set[str] = set()
+        ahead = [start]
+        while ahead:
+            new = graph[ahead.pop()] - seen
+            seen |= new
+            ahead += new
+        return seen
+
+    reach = {module: reached(module) for module in graph}
+    groups = {frozenset(b for b in reach[a] if a in reach[b]) for a in graph}
+    return sorted(
+        "; ".join(f"{a} -> {b}" for a in sorted(group) for b in sorted(graph[a] & group))
+        for group in groups - {frozenset()}
+    )
+
+
+def test_no_module_needs_itself() -> None:
+    whole = graph(SOURCES)
+    assert len(whole) == len(SOURCES)
+    assert circles(whole) == []
+    folders = sorted(
+        module_of(path) for path in SOURCES if path.name == "__init__.py" and path.parents[2].name != "src"
+    )
+    assert circles(by_folder(whole, folders)) == []
+
+
+def test_circles_are_found(tmp_path: Path) -> None:
+    files = {
+        "__init__.py": "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from recurra.toy.a import A",
+        "a.py": "import typing\nif typing.TYPE_CHECKING:\n    from recurra.toy.b import B\nfrom recurra.toy import c",
+        "b.py": "from recurra.toy import A\nimport recurra.toy.c",
+        "c.py": "from recurra.toy.data.d import D",
+        "e.py": "def late():\n    from recurra.toy.data import d",
+        "data/__init__.py": "",
+        "data/d.py": "import os, torch",
+        "data/f.py": "",
+    }
+    folder = tmp_path / "src" / "recurra" / "toy"
+    (folder / "data").mkdir(parents=True)
+
+    def found(**more: str) -> tuple[list[str], list[str]]:
+        for name, text in {**files, **{f"data/{name}.py": text for name, text in more.items()}}.items():
+            (folder / name).write_text(text)
+        whole = graph(folder.glob("**/*.py"))
+        return circles(whole), circles(by_folder(whole, ["recurra.toy.data"]))
+
+    assert found() == ([], [])
+    in_folders = "recurra.toy.data -> recurra.toy.e; recurra.toy.e -> recurra.toy.data"
+    assert found(f="import recurra.toy.e") == ([], [in_folders])
+    late = "recurra.toy.data.d -> recurra.toy.e; recurra.toy.e -> recurra.toy.data.d"
+    assert found(d="import recurra.toy.e", f="") == ([late], [in_folders])
+    lazy = ["a -> c", "c -> data.d", "data.d -> a"]
+    (both,), _ = found(d="def late():\n    from recurra.toy import A")
+    assert both == "; ".join(" -> ".join(f"recurra.toy.{name}" for name in one.split(" -> ")) for one in lazy)
 
 
 def allowed(part: str) -> set[str]:
