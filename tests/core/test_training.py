@@ -9,22 +9,22 @@ import subprocess
 import sys
 import textwrap
 import time
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch import LightningDataModule
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from recurra.core.checkpoint import Pretrained
 from recurra.core.errors import Interrupted, UserError
 from recurra.core.recipe import Recipe, construct
-from recurra.core.sampling import TrainBatches, ValidationBatches
-from recurra.core.schedules import SCHEDULES
-from recurra.core.training import Report, Task, TrainSettings, fit, seed_all
+from recurra.core.sampling import Data
+from recurra.core.training import Build, Report, Task, TrainSettings, fit, seed_all
+from recurra.core.training import train as train_recipe
 
 
 class Line(Pretrained):
@@ -57,20 +57,8 @@ class Points(Dataset[dict[str, Any]]):
         return {"x": x, "y": y, "file": f"point{index}.h5", "index": index}
 
 
-class PointData(LightningDataModule):
-    def __init__(self, train: int = 10, validation: int = 7, *, workers: int = 0, poison: int = -1) -> None:
-        super().__init__()
-        self.train, self.validation, self.workers = Points(train, poison=poison), Points(validation), workers
-
-    def train_dataloader(self) -> DataLoader[Any]:
-        return DataLoader(self.train, num_workers=self.workers)
-
-    def val_dataloader(self) -> DataLoader[Any]:
-        return DataLoader(self.validation, batch_size=2)
-
-
-class TrainOnly(PointData):
-    val_dataloader = LightningDataModule.val_dataloader
+def point_data(train: int = 10, validation: int = 7, *, workers: int = 0, poison: int = -1) -> Data:
+    return Data(Points(train, poison=poison), Points(validation), workers=workers, val_batch_size=2)
 
 
 class PlainTask(Task):
@@ -98,13 +86,13 @@ class LineTask(PlainTask):
 SCHEDULE = {"name": "Cosine", "warmup": 2}
 
 
-def train(out: Path, data: LightningDataModule | None = None, *, resume: bool = False, **settings: Any) -> Report:
+def train(out: Path, data: Data | None = None, *, resume: bool = False, **settings: Any) -> Report:
     seed_all(5)
     task = LineTask(Line(), optimizer={"name": "Adam", "lr": 0.05}, scheduler=SCHEDULE)
     options: dict[str, Any] = {"batch_size": 2, "device": "cpu", **settings}
     if not {"epochs", "steps"} & options.keys():
         options["epochs"] = 3
-    return fit(task, data or PointData(), TrainSettings(**options), out, resume=resume, quiet=True)
+    return fit(task, data or point_data(), TrainSettings(**options), out, resume=resume, quiet=True)
 
 
 def state(folder: Path) -> dict[str, Any]:
@@ -157,7 +145,7 @@ def test_run_folder_is_a_checkpoint_of_the_best(tmp_path: Path) -> None:
 
 
 def test_training_learns(tmp_path: Path) -> None:
-    report = train(tmp_path / "run", PointData(40, 20), epochs=15)
+    report = train(tmp_path / "run", point_data(40, 20), epochs=15)
     assert report.best["error"] < 0.3 * report.history[0]["error"]
 
 
@@ -168,7 +156,7 @@ def test_existing_run_is_refused_or_replaced(tmp_path: Path) -> None:
     (tmp_path / "run" / "notes.txt").touch()
     fit(
         LineTask(Line()),
-        PointData(),
+        point_data(),
         TrainSettings(epochs=1, device="cpu"),
         tmp_path / "run",
         overwrite=True,
@@ -182,17 +170,17 @@ def test_existing_run_is_refused_or_replaced(tmp_path: Path) -> None:
 def test_recipe_is_written_and_must_not_change_its_model(tmp_path: Path) -> None:
     recipe = Recipe(model={"name": "Line", "sizes": (1, 2)}, train={"epochs": 1})
     settings = TrainSettings(epochs=1, device="cpu")
-    fit(LineTask(Line()), PointData(), settings, tmp_path / "run", recipe=recipe, quiet=True)
+    fit(LineTask(Line()), point_data(), settings, tmp_path / "run", recipe=recipe, quiet=True)
     assert "sizes:" in (tmp_path / "run" / "recipe.yaml").read_text()
     longer = TrainSettings(epochs=2, device="cpu")
-    fit(LineTask(Line()), PointData(), longer, tmp_path / "run", recipe=recipe, resume=True, quiet=True)
+    fit(LineTask(Line()), point_data(), longer, tmp_path / "run", recipe=recipe, resume=True, quiet=True)
     other = Recipe(model={"name": "Line", "sizes": (1, 3)})
     with pytest.raises(UserError, match=r"recipe\.yaml: model is another one"):
-        fit(LineTask(Line()), PointData(), longer, tmp_path / "run", recipe=other, resume=True, quiet=True)
+        fit(LineTask(Line()), point_data(), longer, tmp_path / "run", recipe=other, resume=True, quiet=True)
 
 
 def test_without_validation_the_training_loss_decides(tmp_path: Path) -> None:
-    report = train(tmp_path / "run", TrainOnly(), epochs=2)
+    report = train(tmp_path / "run", Data(Points(10)), epochs=2)
     assert report.monitor == "loss"
     assert report.best["loss"] == min(row["train_loss"] for row in report.history)
     assert Line.from_pretrained(tmp_path / "run").metadata["training"]["epoch"] == report.best["epoch"]
@@ -221,14 +209,14 @@ def test_bar_on_a_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
             return True
 
     monkeypatch.setattr(sys, "stderr", screen := Terminal())
-    fit(LineTask(Line()), PointData(), TrainSettings(epochs=2, device="cpu"), tmp_path / "run")
+    fit(LineTask(Line()), point_data(), TrainSettings(epochs=2, device="cpu"), tmp_path / "run")
     assert "10/10" in screen.getvalue()
     assert "batches/s" in screen.getvalue()
     assert "epoch 2, step 20: " in screen.getvalue()
 
 
 def test_progress_lines_off_a_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    fit(LineTask(Line()), PointData(), TrainSettings(epochs=2, device="cpu"), tmp_path / "run")
+    fit(LineTask(Line()), point_data(), TrainSettings(epochs=2, device="cpu"), tmp_path / "run")
     captured = capsys.readouterr()
     assert captured.out == ""
     assert [line.split(",")[0].split(" (")[0] for line in captured.err.splitlines()] == [
@@ -238,75 +226,140 @@ def test_progress_lines_off_a_terminal(tmp_path: Path, capsys: pytest.CaptureFix
     ]
 
 
+# --- from a recipe
+
+RECIPE = """\
+model: {name: Line, width: 3}
+data: {name: Points, train: 10}
+noise: {name: White, level: 2}
+optimizer: {name: SGD, lr: 0.05}
+scheduler: {name: Cosine, warmup: 2}
+train: {epochs: 2, batch_size: 2, device: cpu, twice: true}
+tiny: {data.train: 4}
+"""
+
+
+@dataclass(frozen=True)
+class LineSettings(TrainSettings):
+    twice: bool = False
+
+
+def white(*, level: int = 1) -> int:
+    return level
+
+
+def noisy_points(*, train: int, noise: int, seed: int) -> Data:
+    return Data(Points(train), Points(noise), about=f"{train} points of seed {seed}")
+
+
+def from_recipe(folder: Path, *overrides: str, **options: Any) -> Report:
+    def make_task(build: Build, settings: LineSettings) -> tuple[Task, Data]:
+        assert settings.twice
+        model = build("model")
+        return LineTask(model), build("data", noise=build("noise"), seed=settings.seed)
+
+    (folder / "line.yaml").write_text(RECIPE)
+    sections: Any = {"model": {"Line": Line}, "data": {"Points": noisy_points}, "noise": {"White": white}}
+    domain: Any = {"package": "recurra.core", "sections": sections, "settings": LineSettings, "make_task": make_task}
+    return train_recipe(folder / "line.yaml", overrides, **domain, quiet=True, **options)
+
+
+def test_a_recipe_becomes_a_run_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    report = from_recipe(tmp_path, "train.seed=7", "noise.level=3")
+    assert report.folder == Path("runs/line")
+    assert (report.epochs, report.steps) == (2, 10)
+    model = Line.from_pretrained("runs/line")
+    about = {"recipe": "line", "training_data": "10 points of seed 7", "noise": {"name": "White", "level": 3}}
+    assert model.metadata == {**about, "training": report.best}
+    assert "SGD" in Path("runs/line/recipe.yaml").read_text()
+    # The seed is set before the model is built, and the sections of optimizer and scheduler are used.
+    seed_all(7)
+    settings = TrainSettings(epochs=2, batch_size=2, device="cpu", seed=7)
+    task = LineTask(Line(width=3), optimizer={"name": "SGD", "lr": 0.05}, scheduler=SCHEDULE)
+    fit(task, Data(Points(10), Points(3)), settings, tmp_path / "same", quiet=True)
+    assert same_weights(tmp_path / "runs" / "line", tmp_path / "same")
+    assert from_recipe(tmp_path, out="tiny", tiny=True, device="cpu").steps == 4
+    assert from_recipe(tmp_path, "train.epochs=3", out="tiny", tiny=True, resume=True).steps == 6
+    with pytest.raises(UserError, match="tiny: exists already"):
+        from_recipe(tmp_path, out="tiny")
+    assert from_recipe(tmp_path, out="tiny", overwrite=True).steps == 10
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ("optimizer.lr=fast", "line.yaml: optimizer.lr: SGD expects float; got 'fast'"),
+        ("data.trian=3", "line.yaml: data.trian: Points has no such option (did you mean train?)"),
+        ("data.noise=3", "line.yaml: data.noise: Points has no such option (known: train)"),
+        ("train.epochs=0", "line.yaml: train: epochs must be at least 1; got 0"),
+    ],
+)
+def test_a_bad_recipe_is_one_line(tmp_path: Path, change: str, message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        from_recipe(tmp_path, change, out=tmp_path / "run")
+    assert str(caught.value) == message
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_misspelt_section_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(globals(), "RECIPE", RECIPE.replace("scheduler:", "schedular:"))
+    with pytest.raises(UserError, match=r"^line\.yaml: schedular: no such section \(did you mean scheduler\?\)$"):
+        from_recipe(tmp_path)
+
+
 # --- laws
 
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_resume_law(tmp_path: Path, workers: int) -> None:
-    train(tmp_path / "whole", PointData(workers=workers), epochs=4)
+    train(tmp_path / "whole", point_data(workers=workers), epochs=4)
     for stop in (1, 3):
         part = tmp_path / f"part{stop}"
-        task = LineTask(Line(), optimizer={"name": "Adam", "lr": 0.05}, scheduler=SCHEDULE)
         seed_all(5)
-        task.model = Line()
+        task = StoppingTask(Line(), optimizer={"name": "Adam", "lr": 0.05}, scheduler=SCHEDULE)
+        task.stop = stop
+        settings = TrainSettings(epochs=4, batch_size=2, device="cpu")
         with pytest.raises(Interrupted):
-            fit(
-                task,
-                Stopper(part, stop, workers),
-                TrainSettings(epochs=4, batch_size=2, device="cpu"),
-                part,
-                quiet=True,
-            )
+            fit(task, point_data(workers=workers), settings, part, quiet=True)
         assert state(part)["epoch"] == stop - 1
         torch.rand(7)  # the world goes on in between
-        train(part, PointData(workers=workers), epochs=4, resume=True)
+        train(part, point_data(workers=workers), epochs=4, resume=True)
         assert same_weights(part, tmp_path / "whole")
         assert rows(part) == rows(tmp_path / "whole")
         assert Line.from_pretrained(part).metadata == Line.from_pretrained(tmp_path / "whole").metadata
 
 
-class Stopper(PointData):
-    """Asks to stop when the last validation sample of an epoch is drawn."""
+class StoppingTask(LineTask):
+    """Asks to stop in the last validation batch of an epoch."""
 
-    def __init__(self, out: Path, epoch: int, workers: int) -> None:
-        super().__init__(workers=workers)
-        drawn = 0
-        get = Points.__getitem__
+    stop: int
 
-        class Counting(Points):
-            def __getitem__(self, index: int) -> dict[str, Any]:
-                nonlocal drawn
-                drawn += 1
-                if drawn == 7 * epoch:
-                    os.kill(os.getpid(), signal.SIGINT)
-                return get(self, index)
-
-        self.validation = Counting(7)
+    def validation_step(self, batch: dict[str, Any], index: int) -> dict[str, Tensor]:
+        if (self.current_epoch + 1, index) == (self.stop, 3):
+            os.kill(os.getpid(), signal.SIGINT)
+        return super().validation_step(batch, index)
 
 
-class Batches(PointData):
-    """Asks to stop while a training batch is computed."""
+class Stopping(Points):
+    """Asks to stop when so many samples were drawn."""
 
-    def __init__(self, at: int) -> None:
-        super().__init__()
-        drawn = 0
+    def __init__(self, count: int, at: int) -> None:
+        super().__init__(count)
+        self.left = at
 
-        class Counting(Points):
-            def __getitem__(self, index: int) -> dict[str, Any]:
-                nonlocal drawn
-                drawn += 1
-                if drawn == at:
-                    os.kill(os.getpid(), signal.SIGINT)
-                return super().__getitem__(index)
-
-        self.train = Counting(10)
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        self.left -= 1
+        if self.left == 0:
+            os.kill(os.getpid(), signal.SIGINT)
+        return super().__getitem__(index)
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_resume_law_within_an_epoch(tmp_path: Path, accumulate: int) -> None:
     train(tmp_path / "whole", epochs=3, accumulate=accumulate)
     with pytest.raises(Interrupted, match=r"interrupted in epoch 2 after batch \d; saved in .*state.ckpt, go on with"):
-        train(tmp_path / "part", Batches(15), epochs=3, accumulate=accumulate)
+        train(tmp_path / "part", Data(Stopping(10, 15), Points(7), val_batch_size=2), epochs=3, accumulate=accumulate)
     assert state(tmp_path / "part")["recurra"]["batch"] > 0
     train(tmp_path / "part", epochs=3, accumulate=accumulate, resume=True)
     assert same_weights(tmp_path / "part", tmp_path / "whole")
@@ -322,7 +375,7 @@ def test_a_finished_run_can_go_on(tmp_path: Path) -> None:
 
 def test_seed_law(tmp_path: Path) -> None:
     train(tmp_path / "one", epochs=2, seed=1)
-    train(tmp_path / "again", PointData(workers=2), epochs=2, seed=1)
+    train(tmp_path / "again", point_data(workers=2), epochs=2, seed=1)
     train(tmp_path / "other", epochs=2, seed=2)
     assert same_weights(tmp_path / "one", tmp_path / "again")
     assert not same_weights(tmp_path / "one", tmp_path / "other")
@@ -332,7 +385,7 @@ def test_accumulated_passes_give_the_same_step(tmp_path: Path) -> None:
     for name, accumulate in (("one", 1), ("two", 2)):
         seed_all(1)
         settings = TrainSettings(epochs=2, batch_size=4, accumulate=accumulate, device="cpu")
-        fit(PlainTask(Line(dropout=0.0)), PointData(8), settings, tmp_path / name, quiet=True)
+        fit(PlainTask(Line(dropout=0.0)), point_data(8), settings, tmp_path / name, quiet=True)
     one, two = state(tmp_path / "one"), state(tmp_path / "two")
     assert one["global_step"] == two["global_step"] == 4
     for key, value in one["state_dict"].items():
@@ -344,7 +397,7 @@ def test_accumulated_passes_give_the_same_step(tmp_path: Path) -> None:
 
 def test_loss_that_is_not_finite_names_batch_and_file(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"the loss is nan in epoch 1, batch \d \(.*point4\.h5.*\); look at these data"):
-        train(tmp_path / "run", PointData(poison=4))
+        train(tmp_path / "run", point_data(poison=4))
     assert "the loss is nan" in (tmp_path / "run" / "log.txt").read_text()
 
 
@@ -380,7 +433,7 @@ def test_metric_that_decides_must_be_there(tmp_path: Path) -> None:
     task = LineTask(Line())
     task.monitor = "ssim"
     with pytest.raises(ValueError, match="validation_step: no 'ssim', which decides; it returned error, index"):
-        fit(task, PointData(), TrainSettings(epochs=1, device="cpu"), tmp_path / "run", quiet=True)
+        fit(task, point_data(), TrainSettings(epochs=1, device="cpu"), tmp_path / "run", quiet=True)
 
 
 @pytest.mark.parametrize(
@@ -427,7 +480,7 @@ def test_batch_must_be_shared_evenly(tmp_path: Path) -> None:
 
 def test_run_that_cannot_start_leaves_no_folder(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="Points: the dataset is empty"):
-        train(tmp_path / "run", PointData(0))
+        train(tmp_path / "run", point_data(0))
     assert not (tmp_path / "run").exists()
 
 
@@ -462,7 +515,7 @@ def train_plainly(out: Path, *, epochs: int, resume: bool = False) -> Report:
     seed_all(5)
     task = PlainTask(Line(dropout=0.0), optimizer={"name": "Adam", "lr": 0.05})
     settings = TrainSettings(epochs=epochs, batch_size=4, device="cpu")
-    return fit(task, PointData(10, 7), settings, out, resume=resume, quiet=True)
+    return fit(task, point_data(10, 7), settings, out, resume=resume, quiet=True)
 
 
 def script(tmp_path: Path, name: str, *, epochs: int) -> Path:
@@ -498,37 +551,6 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "two" / "last").iterdir()] == ["state.ckpt"]
 
 
-@pytest.mark.parametrize("processes", [1, 2, 3])
-def test_every_sample_is_validated_once(processes: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    for count, size in ((7, 2), (1, 1), (2, 4), (6, 2), (9, 1)):
-        seen, lengths = [], set()
-        for rank in range(processes):
-            monkeypatch.setattr("recurra.core.sampling._rank_and_size", lambda rank=rank: (rank, processes))
-            batches = ValidationBatches(range(count), size, processes=processes)
-            lengths.add(len(list(batches)))
-            for number, batch in enumerate(batches):
-                seen += batch[: batches.real(number)]
-        assert sorted(seen) == list(range(count))
-        assert lengths == {len(batches)}
-
-
-@pytest.mark.parametrize("processes", [2, 3])
-def test_processes_share_the_global_batch(processes: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    def batches(rank: int, size: int) -> list[list[int]]:
-        monkeypatch.setattr("recurra.core.sampling._rank_and_size", lambda: (rank, size))
-        given = TrainBatches(Points(11), 6, processes=size, seed=3, generator=torch.Generator())
-        given.set_epoch(2)
-        assert len(list(given)) == len(given)
-        return list(given)
-
-    alone = batches(0, 1)
-    shared = [batches(rank, processes) for rank in range(processes)]
-    for number, whole in enumerate(alone):
-        together = [index for rank in range(processes) for index in shared[rank][number]]
-        assert sorted(together)[: len(whole)] == sorted(whole) or set(whole) <= set(together)
-        assert len({len(shared[rank][number]) for rank in range(processes)}) == 1
-
-
 # --- Ctrl-C in a real process
 
 
@@ -548,37 +570,3 @@ def test_ctrl_c_saves_and_says_how_to_resume(tmp_path: Path) -> None:
     assert train_plainly(tmp_path / "run", epochs=epochs, resume=True).steps == 3 * epochs
     train_plainly(tmp_path / "whole", epochs=epochs)
     assert same_weights(tmp_path / "run", tmp_path / "whole")
-
-
-# --- schedules
-
-
-def factors(name: str, steps: list[int], **options: Any) -> list[float]:
-    factor = SCHEDULES[name](total=100, **options)
-    return [factor(step) for step in steps]
-
-
-def test_schedules() -> None:
-    assert factors("none", [0, 50]) == [1.0, 1.0]
-    assert factors("InverseSquareRoot", [0, 9, 10, 43], warmup=10) == pytest.approx([1 / 11, 10 / 11, 1.0, 0.5])
-    assert factors("InverseSquareRoot", [10, 43], warmup=0.1) == pytest.approx([1.0, 0.5])
-    assert factors("Cosine", [0, 10, 55, 100, 200], warmup=10, minimum=0.2) == pytest.approx([1 / 11, 1, 0.6, 0.2, 0.2])
-    assert factors("Step", [0, 5, 10, 19, 20, 40], every=20, factor=0.2, warmup=10) == pytest.approx(
-        [1 / 3, 2 / 3, 1, 1, 0.2, 0.04]
-    )
-
-
-@pytest.mark.parametrize("processes", [1, 2])
-def test_samples_of_different_shapes_never_share_a_batch(processes: int) -> None:
-    class Ragged(Points):
-        shapes: ClassVar = [(2, 8) if index % 3 else (2, 9) for index in range(13)]
-
-    data = Ragged(13)
-    batches = TrainBatches(data, 4, processes=processes, seed=3, generator=torch.Generator())
-    found = list(batches)
-    assert len(found) == len(batches) == 2 + 2  # of eight samples and of five
-    assert all(len({data.shapes[index] for index in batch}) == 1 for batch in found)
-    if processes == 1:
-        assert sorted(index for batch in found for index in batch) == list(range(13))
-    batches.skip = 2
-    assert list(batches) == found[2:]

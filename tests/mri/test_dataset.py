@@ -10,11 +10,12 @@ import pytest
 import torch
 
 from recurra.core.recipe import build
-from recurra.mri.data import open_volume, write_sample
-from recurra.mri.data.datamodule import DATA, CalgaryCampinasData, FileData, MRIData, collate
+from recurra.core.sampling import Data, train_loader, validation_loader
+from recurra.mri.data import open_volume, sources, write_sample
 from recurra.mri.data.dataset import PhantomDataset, SliceDataset
 from recurra.mri.data.phantom import phantom_slice
 from recurra.mri.data.sample import write_volume
+from recurra.mri.data.sources import DATA, collate
 from recurra.mri.masks import Random, file_seed
 from recurra.mri.operators import center_crop, fft, ifft, rss
 from recurra.mri.preprocess import Preprocess
@@ -168,7 +169,9 @@ class TestCalgaryCampinas:
         return tmp_path
 
     def test_slices_and_transform(self, root: Path) -> None:
-        data = CalgaryCampinasData(str(root), outer_slices=2, workers=0, preparation=Preprocess(fft="uncentered-ortho"))
+        data = sources.calgary_campinas(
+            str(root), outer_slices=2, workers=0, preparation=Preprocess(fft="uncentered-ortho")
+        )
         assert len(data.train) == 2
         item = data.train[0]
         assert item["kspace"].shape == (2, 40, 32)
@@ -176,7 +179,7 @@ class TestCalgaryCampinas:
         assert torch.allclose(rss(ifft(item["kspace"], "uncentered-ortho")[None])[0], item["target"], atol=1e-4)
 
     def test_a_centred_transform_is_refused(self, root: Path) -> None:
-        data = CalgaryCampinasData(str(root), outer_slices=2, workers=0, preparation=Preprocess())
+        data = sources.calgary_campinas(str(root), outer_slices=2, workers=0, preparation=Preprocess())
         with pytest.raises(ValueError, match="use fft: uncentered-ortho in place of centered-ortho"):
             data.train[0]
 
@@ -217,24 +220,32 @@ class TestRecipe:
         ],
     )
     def test_sections(self, section: dict[str, Any]) -> None:
-        data: MRIData = build(DATA, section, "x.yaml: data", mask=Random([4], [0.2]), preparation=Preprocess(), seed=1)
-        batch = next(iter(data.train_dataloader()))
+        data: Data = build(DATA, section, "x.yaml: data", mask=Random([4], [0.2]), preparation=Preprocess(), seed=1)
+        batch = next(iter(train_loader(data, 1, processes=1, accumulate=1, seed=0)))
         assert batch["kspace"].ndim == 4
         assert not torch.equal(data.train[0]["target"], data.val[0]["target"])
-        assert "generated phantoms" in data.describe()
+        assert "generated phantoms" in data.about
 
     def test_files(self, folder: Path) -> None:
         section = {"name": "FastMRI", "path": str(folder), "workers": 0, "acquisitions": ["AXT1"]}
         data = build(DATA, section, "x.yaml: data", mask=Random([4], [0.2]), preparation=Preprocess(), seed=1)
-        assert data.describe().startswith("3 training and 3 validation slices of sample")
-        assert [int(batch["index"]) for batch in data.val_dataloader()] == [0, 1, 2]
+        assert data.about.startswith("3 training and 3 validation slices of sample")
+        loader = validation_loader(data, processes=1)
+        assert loader is not None
+        assert [int(batch["index"]) for batch in loader] == [0, 1, 2]
 
     def test_lists(self, folder: Path) -> None:
         (folder / "mine.txt").write_text("train/phantom_train_1.h5\n\n")
-        data = FileData(str(folder), train_files=str(folder / "mine.txt"), workers=0)
+        data = sources.files(str(folder), train_files=str(folder / "mine.txt"), workers=0)
         assert {path.name for path, _ in data.train.slices} == {"phantom_train_1.h5"}  # type: ignore[attr-defined]
 
     def test_an_empty_folder_is_named(self, tmp_path: Path) -> None:
         line = f"{tmp_path}: no k-space files in train, Train, multicoil_train, singlecoil_train; set data.path"
         with pytest.raises(ValueError, match=re.escape(line)):
-            FileData(str(tmp_path))
+            sources.files(str(tmp_path))
+
+    @pytest.mark.parametrize("option", ["crop", "acquisitions", "coil_compression"])
+    def test_calgary_campinas_has_fewer_options(self, option: str) -> None:
+        section = {"name": "CalgaryCampinas", option: None}
+        with pytest.raises(ValueError, match=f"^x.yaml: data.{option}: CalgaryCampinas has no such option"):
+            build(DATA, section, "x.yaml: data")

@@ -13,7 +13,7 @@ from recurra.core.recipe import Recipe, build, construct, list_recipes, load_rec
 from recurra.core.schedules import OPTIMIZERS, SCHEDULES
 from recurra.core.training import seed_all
 from recurra.mri import load_checkpoint
-from recurra.mri.data.datamodule import DATA
+from recurra.mri.data.sources import DATA
 from recurra.mri.losses import LOSSES
 from recurra.mri.masks import MASKS
 from recurra.mri.models import MODELS

@@ -18,9 +18,9 @@ import torch
 import yaml
 
 from recurra.core.errors import Interrupted
-from recurra.mri.data.datamodule import SampleData
 from recurra.mri.data.dataset import PhantomDataset
 from recurra.mri.data.sample import write_sample
+from recurra.mri.data.sources import sample as sample_data
 from recurra.mri.inference import load_checkpoint
 from recurra.mri.masks import MASKS
 from recurra.mri.metrics import psnr
@@ -138,7 +138,7 @@ def test_validation_is_what_the_shipped_model_does(recipe: Path, run: Path, tmp_
     mask = MASKS["equispaced_fraction"]([4], [0.2])
     size = {key: settings[key] for key in ("train", "val", "height", "width", "coils")}
     values = []
-    for slice_ in SampleData(**size, mask=mask, preparation=model).val:
+    for slice_ in sample_data(**size, mask=mask, preparation=model).val:
         with torch.no_grad():
             image = model(*(slice_[name][None] for name in ("kspace", "sensitivity", "mask"))).abs()
         target = slice_["target"]

@@ -13,11 +13,10 @@ from bench_cases.case import Case, Run, Variants
 
 def fit_overhead(small: bool, device: str) -> Variants:
     """Steps of a tiny model by a bare loop and by `fit`; the difference is what the engine costs."""
-    from lightning import LightningDataModule
     from torch.utils.data import DataLoader, TensorDataset
 
     from recurra.core.checkpoint import Pretrained
-    from recurra.core.training import Task, TrainSettings, fit
+    from recurra.core.training import Data, Task, TrainSettings, fit
 
     class Line(Pretrained):
         def __init__(self) -> None:
@@ -31,10 +30,6 @@ def fit_overhead(small: bool, device: str) -> Variants:
     steps = 20 if small else 2000
     data = TensorDataset(torch.randn(32 * steps, 20), torch.randn(32 * steps, 1))
 
-    class Data(LightningDataModule):
-        def train_dataloader(self) -> Any:
-            return DataLoader(data, batch_size=32)
-
     def bare() -> None:
         net = Line()
         optimizer = torch.optim.Adam(net.parameters())
@@ -45,7 +40,7 @@ def fit_overhead(small: bool, device: str) -> Variants:
 
     def engine() -> None:
         with tempfile.TemporaryDirectory() as out:
-            fit(Fitting(Line()), Data(), TrainSettings(epochs=1, batch_size=32), Path(out) / "run", quiet=True)
+            fit(Fitting(Line()), Data(data), TrainSettings(epochs=1, batch_size=32), Path(out) / "run", quiet=True)
 
     return {f"bare loop, {steps} steps": lambda: bare, f"fit, {steps} steps": lambda: engine}
 

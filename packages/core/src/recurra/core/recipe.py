@@ -171,7 +171,7 @@ def build(registry: Mapping[str, Callable[..., Any]], section: Mapping[str, Any]
         raise UserError(f"{where}: no name; known: {', '.join(sorted(registry))}")
     if name not in registry:
         raise UserError(f"{where}.name: there is no {name!r}{nearest(str(name), registry)}")
-    return construct(registry[name], options, where, **given)
+    return _construct(registry[name], name, options, where, given)
 
 
 def construct(kind: Callable[..., _Kind], options: Mapping[str, Any], where: str, **given: Any) -> _Kind:
@@ -186,9 +186,15 @@ def construct(kind: Callable[..., _Kind], options: Mapping[str, Any], where: str
     Raises:
         UserError: no such option, an option is missing or has a wrong value.
     """
+    return _construct(kind, getattr(kind, "__name__", str(kind)), options, where, given)
+
+
+def _construct(
+    kind: Callable[..., _Kind], name: str, options: Mapping[str, Any], where: str, given: Mapping[str, Any]
+) -> _Kind:
+    """What `construct` does, of a class or function that errors call by a name."""
     from jsonargparse import ArgumentParser
 
-    name = getattr(kind, "__name__", str(kind))
     parser = ArgumentParser(exit_on_error=False)
     add = parser.add_class_arguments if inspect.isclass(kind) else parser.add_function_arguments
     known = add(kind, fail_untyped=False, skip=set(given))
@@ -196,12 +202,12 @@ def construct(kind: Callable[..., _Kind], options: Mapping[str, Any], where: str
         if key not in known:
             raise UserError(f"{where}.{key}: {name} has no such option{nearest(key, known)}")
         if value is None and not _may_be_none(kind, key):  # jsonargparse takes it for an option that is not there
-            raise UserError(_explain(f'Parser key "{key}"', kind, options, where))
+            raise UserError(_explain(f'Parser key "{key}"', kind, name, options, where))
     options = {key: _as_choice(kind, key, value) for key, value in options.items()}
     try:
         parsed = vars(parser.parse_object(dict(options), defaults=False))
     except Exception as error:  # of several types, by version
-        raise UserError(_explain(str(error), kind, options, where)) from error
+        raise UserError(_explain(str(error), kind, name, options, where)) from error
     try:
         return kind(**{key: parsed[key] for key in options}, **given)
     except ValueError as error:
@@ -223,9 +229,8 @@ def _as_choice(kind: Callable[..., Any], key: str, value: Any) -> Any:
     return value
 
 
-def _explain(message: str, kind: Callable[..., Any], options: Mapping[str, Any], where: str) -> str:
+def _explain(message: str, kind: Callable[..., Any], name: str, options: Mapping[str, Any], where: str) -> str:
     """Jsonargparse's complaint in one line."""
-    name = getattr(kind, "__name__", str(kind))
     lacking = re.search(r"arguments are required: (.*)", message)
     if lacking:
         return f"{where}: {name} needs {lacking[1]}"

@@ -1,14 +1,117 @@
-"""Which sample goes where: the same batches whatever the number of processes and workers, and after a resume."""
+"""Data of a training, and which sample goes where: the same whatever the number of processes and workers."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from itertools import islice
-from typing import Any
+from pathlib import Path
+from typing import Any, Generic, TypeVar
 
 import torch
-from torch.utils.data import DataLoader, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
 from recurra.core.errors import UserError
+
+_Item = TypeVar("_Item")
+_Read = TypeVar("_Read")
+
+
+@dataclass
+class Data:
+    """What a training sees; order and batches are the engine's.
+
+    Attributes:
+        train: training samples. Its `set_epoch(epoch)` is called before every epoch, if it has one; its `shapes` are
+            those of its samples, by index, if they differ.
+        val: validation samples, if there are any.
+        collate: makes a batch of a list of samples.
+        workers: processes that prepare samples.
+        about: one line for the model card.
+        val_batch_size: samples of a validation batch.
+    """
+
+    train: Dataset[Any]
+    val: Dataset[Any] | None = None
+    collate: Callable[[list[Any]], Any] = default_collate
+    workers: int = 0
+    about: str = ""
+    val_batch_size: int = 1
+
+
+class EpochDataset(Dataset[dict[str, Any]]):
+    """A dataset that knows the epoch, and with it the seed of each sample.
+
+    A sample draws from `seed_of(index)` and from nothing else, so that neither the number of workers nor the order of
+    the samples changes it.
+
+    Attributes:
+        seed: of all samples.
+        epoch: set by `set_epoch`; another epoch, other samples.
+        fixed: the same samples in every epoch, as for validation.
+    """
+
+    seed: int = 0
+    epoch: int = 0
+    fixed: bool = False
+
+    def set_epoch(self, epoch: int) -> None:
+        """From now on samples are those of this epoch."""
+        self.epoch = epoch
+
+    def seed_of(self, index: int) -> tuple[int, int, int]:
+        """Seed of a sample in the current epoch."""
+        return self.seed, 0 if self.fixed else self.epoch, index
+
+
+class Cached(Generic[_Item, _Read]):
+    """Reads items by index, the first of them once.
+
+    Args:
+        read: reads an item.
+        items: what can be read.
+        share: of the items that are kept in memory; what is kept must not be changed in place.
+
+    Raises:
+        ValueError: the share is not between 0 and 1.
+    """
+
+    def __init__(self, read: Callable[[_Item], _Read], items: Sequence[_Item], share: float) -> None:
+        if not 0 <= share <= 1:
+            raise ValueError(f"cache must be between 0 and 1; got {share}")
+        self._read, self._items = read, items
+        with ThreadPoolExecutor() as pool:
+            self._kept = list(pool.map(read, items[: int(share * len(items))]))
+
+    def __call__(self, index: int) -> _Read:
+        """The item."""
+        return self._kept[index] if 0 <= index < len(self._kept) else self._read(self._items[index])
+
+
+def find_files(
+    root: str | Path, folders: Sequence[str], listed: str | Path | None, suffixes: Sequence[str], what: str = "files"
+) -> list[Path]:
+    """The files of a part of the data: those listed, else those in the first of the root's folders that has any.
+
+    Args:
+        root: where the folders are.
+        folders: how the part's folder may be called.
+        listed: a text file with one path a line, relative to it.
+        suffixes: of the files, in lower case.
+        what: what they are called in errors.
+
+    Raises:
+        UserError: there is no such folder, or it is empty.
+        OSError: the list cannot be read.
+    """
+    if listed is not None:
+        lines = Path(listed).read_text(encoding="utf-8").splitlines()
+        return [Path(listed).parent / line.strip() for line in lines if line.strip()]
+    for folder in folders:
+        found = sorted(one for one in Path(root, folder).glob("*") if one.suffix.lower() in suffixes)
+        if found:
+            return found
+    raise UserError(f"{root}: no {what} in {', '.join(folders)}; set data.path")
 
 
 def _rank_and_size() -> tuple[int, int]:
@@ -49,6 +152,11 @@ class TrainBatches(Sampler[list[int]]):
         self.generator.manual_seed(hash((self.seed, epoch)) % 2**63)
         if hasattr(self.dataset, "set_epoch"):
             self.dataset.set_epoch(epoch)
+
+    def go_to(self, epoch: int, batch: int) -> None:
+        """Go to an epoch, whose first batches are done."""
+        self.set_epoch(epoch)
+        self.skip = batch
 
     def __len__(self) -> int:
         """Batches of one process in one epoch."""
@@ -104,17 +212,18 @@ class ValidationBatches(Sampler[list[int]]):
             yield mine[start : start + self.batch_size] or [0]
 
 
-def train_loader(
-    given: DataLoader[Any], batch_size: int, *, processes: int, accumulate: int, seed: int
-) -> DataLoader[Any]:
-    """A loader of the given one's dataset whose order is ours.
+def train_loader(data: Data, batch_size: int, *, processes: int, accumulate: int, seed: int) -> DataLoader[Any]:
+    """A loader of the training samples.
 
     Args:
-        given: its dataset, collation and workers are taken over.
+        data: its training dataset.
         batch_size: samples of one optimizer step, of all processes and passes together.
         processes: how many processes share a batch.
         accumulate: in how many passes a batch is computed.
         seed: of the order.
+
+    Raises:
+        UserError: a batch cannot be shared evenly, or there is no sample.
     """
     if batch_size % (processes * accumulate):
         raise UserError(
@@ -123,19 +232,24 @@ def train_loader(
         )
     generator = torch.Generator()
     size = batch_size // accumulate
-    batches = TrainBatches(_dataset(given), size, processes=processes, seed=seed, generator=generator)
-    return _loader(given, batches, generator)
+    batches = TrainBatches(_counted(data.train), size, processes=processes, seed=seed, generator=generator)
+    return _loader(data, data.train, batches, generator)
 
 
-def validation_loader(given: DataLoader[Any], *, processes: int) -> DataLoader[Any]:
-    """A loader of the given one's dataset that the processes share, every sample once."""
-    batches = ValidationBatches(_dataset(given), given.batch_size or 1, processes=processes)
-    return _loader(given, batches, torch.Generator())
+def validation_loader(data: Data, *, processes: int) -> DataLoader[Any] | None:
+    """A loader of the validation samples, if there are any; the processes share them, every sample once.
+
+    Raises:
+        UserError: there is a dataset without a sample.
+    """
+    if data.val is None:
+        return None
+    batches = ValidationBatches(_counted(data.val), data.val_batch_size, processes=processes)
+    return _loader(data, data.val, batches, torch.Generator())
 
 
-def _dataset(given: DataLoader[Any]) -> Any:
-    """The loader's dataset, which has a length."""
-    dataset: Any = given.dataset
+def _counted(dataset: Any) -> Any:
+    """The dataset, which has a length."""
     if not hasattr(dataset, "__len__"):
         raise UserError(f"{type(dataset).__name__}: training needs a dataset with a length")
     if not len(dataset):
@@ -143,14 +257,10 @@ def _dataset(given: DataLoader[Any]) -> Any:
     return dataset
 
 
-def _loader(given: DataLoader[Any], batches: Sampler[list[int]], generator: torch.Generator) -> DataLoader[Any]:
+def _loader(
+    data: Data, dataset: Dataset[Any], batches: Sampler[list[int]], generator: torch.Generator
+) -> DataLoader[Any]:
     # Workers live for one epoch: a dataset's set_epoch does not reach those that are running.
     return DataLoader(
-        given.dataset,
-        batch_sampler=batches,
-        num_workers=given.num_workers,
-        collate_fn=given.collate_fn,
-        pin_memory=given.pin_memory,
-        worker_init_fn=given.worker_init_fn,
-        generator=generator,
+        dataset, batch_sampler=batches, num_workers=data.workers, collate_fn=data.collate, generator=generator
     )

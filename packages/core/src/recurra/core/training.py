@@ -3,32 +3,33 @@
 import importlib.util
 import logging
 import os
-import shutil
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import lightning
 import torch
 from lightning.fabric.utilities.warnings import PossibleUserWarning
-from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies import DDPStrategy
-from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch.utils.data import DataLoader
 
-from recurra.core.checkpoint import CARD, CONFIG, WEIGHTS, Pretrained
+from recurra.core.callbacks import Averages, Bar, LossWatch, Records
+from recurra.core.checkpoint import Pretrained
 from recurra.core.device import choose_device
-from recurra.core.errors import Interrupted, UserError
-from recurra.core.files import open_output
-from recurra.core.recipe import build, load_recipe, plain, save_recipe
-from recurra.core.run_folder import FIGURES, LAST, LOG, METRICS, RECIPE, RunFolder, Stopped, stop_signals
-from recurra.core.sampling import train_loader, validation_loader
+from recurra.core.errors import Interrupted, UserError, nearest
+from recurra.core.recipe import build, construct, load_recipe
+from recurra.core.resuming import Resumption, Stopped, StopSignals
+from recurra.core.run_folder import RunFolder, is_first_process
+from recurra.core.sampling import Data, train_loader, validation_loader
 from recurra.core.schedules import OPTIMIZERS, SCHEDULES
+
+__all__ = ["Build", "Data", "Report", "Task", "TrainSettings", "fit", "is_first_process", "seed_all", "train"]
 
 _LIGHTNING_PRECISION: dict[str, Any] = {"32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 
@@ -43,14 +44,11 @@ class Task(LightningModule):
         model: what is trained, saved and shipped.
         monitor: metric that decides which model is best; without validation data it is the training loss.
         higher_is_better: whether the monitored metric grows as the model improves.
-        metadata: goes into the checkpoint (training data, licence, provenance).
-        total_steps: optimizer steps of the whole training; `fit` sets it.
-
-    Args:
-        model: the model.
-        optimizer: section of a recipe.
-        scheduler: section of a recipe.
+        optimizer: section of the recipe; `train` sets it, and the three that follow.
+        scheduler: section of the recipe.
         where: name of the recipe, for error messages.
+        metadata: goes into the checkpoint (recipe, training data).
+        total_steps: optimizer steps of the whole training; `fit` sets it.
     """
 
     monitor = "loss"
@@ -62,22 +60,21 @@ class Task(LightningModule):
         *,
         optimizer: Mapping[str, Any] | None = None,
         scheduler: Mapping[str, Any] | None = None,
-        metadata: Mapping[str, Any] | None = None,
-        where: str = "recipe",
     ) -> None:
         super().__init__()
         self.model = model
-        self.metadata = dict(metadata or {})
+        self.optimizer = optimizer
+        self.scheduler = scheduler
+        self.where = "recipe"
+        self.metadata: dict[str, Any] = {}
         self.total_steps = 1
-        self._optimizer = dict(optimizer or {"name": "Adam"})
-        self._scheduler = dict(scheduler or {"name": "none"})
-        self._where = where
 
     def configure_optimizers(self) -> Any:
         """The optimizer and, stepped with it, the schedule."""
         trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        optimizer = build(OPTIMIZERS, self._optimizer, f"{self._where}: optimizer", params=trained)
-        factor = build(SCHEDULES, self._scheduler, f"{self._where}: scheduler", total=self.total_steps)
+        optimizer = build(OPTIMIZERS, self.optimizer or {"name": "Adam"}, f"{self.where}: optimizer", params=trained)
+        section = self.scheduler or {"name": "none"}
+        factor = build(SCHEDULES, section, f"{self.where}: scheduler", total=self.total_steps)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
@@ -173,9 +170,72 @@ def seed_all(seed: int) -> None:
     lightning.seed_everything(seed, workers=False, verbose=False)
 
 
+# build("loss", **given): the part that the recipe's section describes; `given` are arguments that are not options.
+Build = Callable[..., Any]
+_Settings = TypeVar("_Settings", bound=TrainSettings)
+
+
+def train(
+    recipe: str | Path,
+    overrides: Sequence[str] = (),
+    *,
+    package: str,
+    sections: Mapping[str, Mapping[str, Callable[..., Any]]],
+    settings: type[_Settings],
+    make_task: Callable[[Build, _Settings], tuple[Task, Data]],
+    out: str | Path | None = None,
+    resume: bool = False,
+    tiny: bool = False,
+    device: str | None = None,
+    overwrite: bool = False,
+    quiet: bool = False,
+) -> Report:
+    """Train the model of a recipe; the run folder is a checkpoint of the best model.
+
+    Args:
+        recipe: name of a shipped recipe or path of a YAML file.
+        overrides: "section.key=value" each.
+        package: the domain's, e.g. "recurra.mri".
+        sections: what the domain's sections of a recipe may name; "model" and "data" among them.
+        settings: dataclass of the section `train`.
+        make_task: the task and its data; it builds the parts of the sections in the order that it needs.
+        out: run folder; by default runs/NAME.
+        resume: go on where the run in the folder stopped.
+        tiny: apply the recipe's `tiny` section.
+        device: auto, cpu, cuda or cuda:INDEX; by default what the recipe says.
+        overwrite: replace the run in the folder.
+        quiet: show no progress.
+
+    Raises:
+        UserError: the recipe does not fit the classes it names, or this machine or folder.
+        ValueError: the data do not fit the recipe.
+        Interrupted: Ctrl-C; what is saved and how to go on is in its text.
+    """
+    changes = [*overrides, *([] if device is None else [f"train.device={device}"])]
+    resolved = load_recipe(recipe, changes, tiny=tiny, package=package)
+    known = [*sections, "optimizer", "scheduler", "train"]
+    for name in resolved:
+        if name not in known:
+            raise UserError(f"{resolved.source}: {name}: no such section{nearest(name, known)}")
+    checked = construct(settings, resolved.section("train"), resolved.where("train"))
+    seed_all(checked.seed)
+
+    def part(section: str, /, **given: Any) -> Any:
+        return build(sections[section], resolved.section(section), resolved.where(section), **given)
+
+    task, data = make_task(part, checked)
+    task.optimizer, task.scheduler = resolved.section("optimizer"), resolved.section("scheduler")
+    task.where, stem = resolved.source, Path(recipe).stem
+    task.configure_optimizers()  # a wrong section is refused before there is a folder
+    own = {name: resolved.section(name) for name in sections if name not in ("model", "data", "loss")}
+    task.metadata |= {"recipe": stem, "training_data": data.about, **own}
+    folder = Path("runs") / stem if out is None else Path(out)
+    return fit(task, data, checked, folder, resume=resume, overwrite=overwrite, recipe=resolved, quiet=quiet)
+
+
 def fit(
     task: Task,
-    data: LightningDataModule,
+    data: Data,
     settings: TrainSettings,
     out: Path,
     *,
@@ -188,8 +248,7 @@ def fit(
 
     Args:
         task: what is trained and how it is measured.
-        data: its loaders' datasets, collation and workers are used; order and batches are the engine's. A dataset's
-            `set_epoch(epoch)` is called before every epoch.
+        data: what it is trained and measured on.
         settings: section `train` of the recipe.
         out: run folder.
         resume: go on where the run in the folder stopped.
@@ -201,37 +260,41 @@ def fit(
         UserError: a setting does not fit this machine or the folder; the loss is not finite.
         Interrupted: Ctrl-C; what is saved and how to go on is in its text.
     """
-    out = Path(out)
+    folder, signals = RunFolder(Path(out), quiet=quiet), StopSignals()
+    losses, averages = LossWatch(), Averages()
+    records = Records(folder, losses, averages)
     with _quiet_lightning():
-        if is_first_process():
-            _check_folder(out, resume=resume, overwrite=overwrite, recipe=recipe)
-        folder = RunFolder(out, quiet=quiet)
-        trainer = _trainer(settings, folder)
+        folder.check(resume=resume, overwrite=overwrite, recipe=recipe)
+        callbacks = [Bar(quiet=quiet), losses, averages, records, Resumption(folder, signals)]
+        trainer = _trainer(settings, folder.path, callbacks)
         seed_all(settings.seed + trainer.global_rank)
-        train, validation = _loaders(data, settings, trainer.world_size)
-        batches: Any = validation.batch_sampler if validation else None
-        folder.validation = batches
-        steps_per_epoch = -(-len(train) // settings.accumulate)
-        task.total_steps = settings.steps or steps_per_epoch * (settings.epochs or 1)
-        started, first = time.perf_counter(), _position(out, train) if resume else 0
-        if is_first_process():  # only now: a run that cannot start leaves no folder behind
-            _make_folder(out, fresh=not resume, recipe=recipe)
-        with stop_signals(folder):
-            _run(trainer, task, (train, validation), out / LAST if resume else None)
+        shared = {"processes": trainer.world_size}
+        batches = train_loader(data, settings.batch_size, accumulate=settings.accumulate, seed=settings.seed, **shared)
+        order: Any = batches.batch_sampler
+        validation = validation_loader(data, **shared)
+        averages.batches = getattr(validation, "batch_sampler", None)
+        task.total_steps = settings.steps or -(-len(batches) // settings.accumulate) * (settings.epochs or 1)
+        started, first = time.perf_counter(), 0
+        if resume:
+            epoch, done, first = folder.position()
+            order.go_to(epoch, done)
+        folder.make(resume=resume, recipe=recipe)  # only now: a run that cannot start leaves no folder behind
+        with signals:
+            _run(trainer, task, batches, validation, folder.last, resume=resume)
         seconds = time.perf_counter() - started
     return Report(
-        folder=out,
-        epochs=len(folder.history),
+        folder=folder.path,
+        epochs=len(records.history),
         steps=trainer.global_step,
-        monitor=folder.monitor(task),
-        best=folder.best,
-        history=folder.history,
+        monitor=records.monitor(task),
+        best=records.best,
+        history=records.history,
         seconds=seconds,
         steps_per_second=(trainer.global_step - first) / seconds,
     )
 
 
-def _trainer(settings: TrainSettings, folder: RunFolder) -> Trainer:
+def _trainer(settings: TrainSettings, out: Path, callbacks: list[Callback]) -> Trainer:
     """Lightning's trainer, with everything off that we do ourselves."""
     return Trainer(
         **_machine(settings),
@@ -240,9 +303,9 @@ def _trainer(settings: TrainSettings, folder: RunFolder) -> Trainer:
         accumulate_grad_batches=settings.accumulate,
         gradient_clip_val=settings.clip,
         check_val_every_n_epoch=settings.validate_every,
-        callbacks=[folder],
-        logger=_logger(settings, folder.folder),
-        default_root_dir=folder.folder,
+        callbacks=callbacks,
+        logger=_logger(settings, out),
+        default_root_dir=out,
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -254,13 +317,12 @@ def _trainer(settings: TrainSettings, folder: RunFolder) -> Trainer:
 
 
 def _run(
-    trainer: Trainer, task: Task, loaders: tuple[DataLoader[Any], DataLoader[Any] | None], state: Path | None
+    trainer: Trainer, task: Task, train: DataLoader[Any], val: DataLoader[Any] | None, last: Path, *, resume: bool
 ) -> None:
     """Train, and say in our words why it stopped early."""
-    last = Path(trainer.default_root_dir, LAST)
     task.train()
     try:
-        trainer.fit(task, *loaders, ckpt_path=state, weights_only=True)
+        trainer.fit(task, train, val, ckpt_path=last if resume else None, weights_only=True)
     except (Stopped, SIGTERMException) as stop:
         raise Interrupted(f"interrupted {stop}; saved in {last}, go on with --resume") from stop
     except (ValueError, OSError) as error:
@@ -272,19 +334,6 @@ def _run(
             f"the last finished epoch is in {last}, go on with --resume" if last.exists() else "nothing is saved yet"
         )
         raise Interrupted(f"interrupted; {saved}") from stop
-
-
-def _position(out: Path, train: DataLoader[Any]) -> int:
-    """Send the batches to where the resumed run stopped; returns its number of steps."""
-    try:
-        state = torch.load(out / LAST, map_location="cpu", mmap=True, weights_only=True)
-        position, step = state["recurra"], int(state["global_step"])
-    except Exception as error:  # whatever a damaged file does to a reader
-        raise UserError(f"{out / LAST}: damaged; train anew with --overwrite") from error
-    batches: Any = train.batch_sampler
-    batches.set_epoch(position["epoch"])
-    batches.skip = position["batch"]
-    return step
 
 
 def _machine(settings: TrainSettings) -> dict[str, Any]:
@@ -308,57 +357,6 @@ def _machine(settings: TrainSettings) -> dict[str, Any]:
         "strategy": strategy,
         "precision": _LIGHTNING_PRECISION[settings.precision],
     }
-
-
-def is_first_process() -> bool:
-    """Whether this process writes; known before the processes are joined."""
-    return int(getattr(rank_zero_only, "rank", 0)) == 0
-
-
-def _check_folder(out: Path, *, resume: bool, overwrite: bool, recipe: Mapping[str, Any] | None) -> None:
-    """Refuse a folder that this run may not use."""
-    if resume:
-        if not (out / LAST).is_file():
-            raise UserError(f"{out}: nothing to resume (no {LAST}); train without --resume")
-        if recipe is not None and (out / RECIPE).is_file():
-            before = load_recipe(out / RECIPE, package=__package__ or "").get("model")
-            if before != plain(recipe.get("model")):
-                raise UserError(
-                    f"{out / RECIPE}: model is another one than in the recipe given; train into another --out"
-                )
-    else:
-        open_output(out, overwrite, instead="pass --resume to go on with it, or choose another --out")
-
-
-def _make_folder(out: Path, *, fresh: bool, recipe: Mapping[str, Any] | None) -> None:
-    """Make the folder, without what an earlier run left in it."""
-    if fresh:
-        for name in (CONFIG, WEIGHTS, CARD, RECIPE, METRICS, LOG):
-            (out / name).unlink(missing_ok=True)
-        for folder in (out / FIGURES, (out / LAST).parent):
-            shutil.rmtree(folder, ignore_errors=True)
-    out.mkdir(parents=True, exist_ok=True)
-    if recipe is not None:
-        save_recipe(recipe, out / RECIPE)
-
-
-def _loaders(
-    data: LightningDataModule, settings: TrainSettings, processes: int
-) -> tuple[DataLoader[Any], DataLoader[Any] | None]:
-    """Loaders of training and validation data in our order."""
-    if is_first_process():
-        data.prepare_data()
-    data.setup("fit")
-    train = train_loader(
-        data.train_dataloader(),
-        settings.batch_size,
-        processes=processes,
-        accumulate=settings.accumulate,
-        seed=settings.seed,
-    )
-    has_validation = type(data).val_dataloader is not LightningDataModule.val_dataloader
-    given = data.val_dataloader() if has_validation else None
-    return train, validation_loader(given, processes=processes) if given is not None else None
 
 
 def _logger(settings: TrainSettings, out: Path) -> Any:

@@ -1,6 +1,6 @@
 """Trains a reconstruction model from a recipe."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from recurra.core.recipe import build, construct, load_recipe
-from recurra.core.training import Report, Task, TrainSettings, fit, seed_all
-from recurra.mri.data.datamodule import DATA
+from recurra.core import training
+from recurra.core.training import Build, Data, Report, Task, TrainSettings
+from recurra.mri.data.sources import DATA
 from recurra.mri.figures import error_map_png
 from recurra.mri.losses import LOSSES, ImageLoss, accumulated
 from recurra.mri.masks import MASKS
@@ -18,6 +18,8 @@ from recurra.mri.metrics import nmse, psnr, ssim
 from recurra.mri.models import MODELS
 from recurra.mri.models.reconstructor import Reconstructor
 from recurra.mri.operators import center_crop, ifft, rss
+
+SECTIONS: dict[str, Mapping[str, Callable[..., Any]]] = {"model": MODELS, "loss": LOSSES, "mask": MASKS, "data": DATA}
 
 
 @dataclass(frozen=True)
@@ -77,51 +79,23 @@ class ReconstructionTask(Task):
         return center_crop(image.abs().float(), batch["target"].shape[-2:])
 
 
-def train(
-    recipe: str | Path,
-    overrides: Sequence[str] = (),
-    *,
-    out: str | Path | None = None,
-    resume: bool = False,
-    tiny: bool = False,
-    device: str | None = None,
-    overwrite: bool = False,
-    quiet: bool = False,
-) -> Report:
-    """Trains the model of a recipe; the run folder is a checkpoint of the best model.
-
-    Args:
-        recipe: name of a shipped recipe or path of a YAML file.
-        overrides: "section.key=value" each.
-        out: run folder; by default runs/NAME.
-        resume: go on where the run in the folder stopped.
-        tiny: apply the recipe's `tiny` section.
-        device: auto, cpu, cuda or cuda:INDEX; by default what the recipe says.
-        overwrite: replace the run in the folder.
-        quiet: show no progress.
-
-    Raises:
-        ValueError: the recipe does not fit the classes it names, or the data do not fit the recipe.
-    """
-    changes = [*overrides, *([] if device is None else [f"train.device={device}"])]
-    resolved = load_recipe(recipe, changes, tiny=tiny, package="recurra.mri")
-    settings = construct(ReconstructionSettings, resolved.section("train"), resolved.where("train"))
-    seed_all(settings.seed)
-    model = build(MODELS, resolved.section("model"), resolved.where("model"))
+def make_task(build: Build, settings: ReconstructionSettings) -> tuple[ReconstructionTask, Data]:
+    """What a recipe trains, and its data."""
+    model = build("model")
     model.checkpointing = settings.checkpointing
-    loss = build(LOSSES, resolved.section("loss"), resolved.where("loss"))
-    mask = build(MASKS, resolved.section("mask"), resolved.where("mask"))
-    data = build(
-        DATA, resolved.section("data"), resolved.where("data"), mask=mask, preparation=model, seed=settings.seed
+    loss = build("loss")
+    data = build("data", mask=build("mask"), preparation=model, seed=settings.seed)
+    return ReconstructionTask(model, loss), data
+
+
+def train(recipe: str | Path, overrides: Sequence[str] = (), **options: Any) -> Report:
+    """Train the model of a recipe; the options are those of `recurra.core.training.train`."""
+    return training.train(
+        recipe,
+        overrides,
+        package="recurra.mri",
+        sections=SECTIONS,
+        settings=ReconstructionSettings,
+        make_task=make_task,
+        **options,
     )
-    name = Path(str(recipe)).stem
-    task = ReconstructionTask(
-        model,
-        loss,
-        optimizer=resolved.section("optimizer"),
-        scheduler=resolved.section("scheduler"),
-        metadata={"recipe": name, "training_data": data.describe(), "mask": resolved.section("mask")},
-        where=resolved.source,
-    )
-    folder = Path("runs") / name if out is None else Path(out)
-    return fit(task, data, settings, folder, resume=resume, overwrite=overwrite, recipe=resolved, quiet=quiet)

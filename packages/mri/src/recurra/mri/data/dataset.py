@@ -1,12 +1,11 @@
 """Slices for training: from files or generated, masked and scaled; their randomness depends on the seed alone.
 
-What is drawn for a sample is seeded by (seed, epoch, index), so that neither the number of workers nor the order of
-the samples changes it. A sample is a dict that torch's default collation turns into a batch:
+A sample is a dict that torch's default collation turns into a batch:
 kspace (coil, height, width) complex64, sensitivity like it, mask (1, 1 or height, width) bool, target (row, column)
 float32 on the same scale, reference like it but complex64, scale, acceleration, file, index.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.utils.data import Dataset
 
+from recurra.core.sampling import Cached, EpochDataset
 from recurra.mri.data.phantom import phantom_slice
 from recurra.mri.data.reading import open_volume
 from recurra.mri.data.volume import Volume
@@ -39,24 +38,6 @@ class RawSlice:
     calibration: NDArray[np.complex64] | None
 
 
-class EpochDataset(Dataset[dict[str, Any]]):
-    """A dataset that knows the epoch.
-
-    Attributes:
-        epoch: set by `set_epoch`; another epoch, other masks.
-    """
-
-    epoch: int = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """From now on samples are those of this epoch."""
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        """Number of samples."""
-        raise NotImplementedError
-
-
 class SliceDataset(EpochDataset):
     """The slices of files.
 
@@ -68,7 +49,7 @@ class SliceDataset(EpochDataset):
         coils: number of coils that the files must have; 1 admits fastMRI's single-coil files.
         outer_slices: slices left out at both ends of a volume.
         acquisitions: take only volumes of these (fastMRI's attribute of this name); none takes all.
-        cache: share of the slices that is kept in memory as read, by MONAI.
+        cache: share of the slices that is kept in memory as read.
         crop: compare the part of the image alone that the scanner shows.
 
     Raises:
@@ -88,7 +69,8 @@ class SliceDataset(EpochDataset):
         cache: float = 0.0,
         crop: bool = True,
     ) -> None:
-        self.preprocess, self.mask, self.seed, self.coils, self.crop = preprocess, mask, seed, coils, crop
+        self.preprocess, self.mask, self.coils, self.crop = preprocess, mask, coils, crop
+        self.seed, self.fixed = seed or 0, seed is None
         self.slices: list[tuple[Path, int]] = []
         self.shapes: list[tuple[int, ...]] = []
         for path in map(Path, files):
@@ -119,7 +101,7 @@ class SliceDataset(EpochDataset):
                 f"{raw.path}: Calgary-Campinas k-space belongs to the plain Fourier transform; "
                 f"use fft: uncentered-ortho in place of {self.preprocess.fft}"
             )
-        seed = file_seed(raw.path) if self.seed is None else (self.seed, self.epoch, index)
+        seed = file_seed(raw.path) if self.fixed else self.seed_of(index)
         try:
             prepared = self.preprocess(
                 raw.kspace,
@@ -195,7 +177,7 @@ class PhantomDataset(EpochDataset):
         """The sample of an index in the current epoch."""
         if not 0 <= index < self.count:
             raise IndexError(index)
-        seed = (self.seed, 0 if self.fixed else self.epoch, index)
+        seed = self.seed_of(index)
         kspace, maps, image = phantom_slice(
             self.height, self.width, self._coils(index), seed, noise=self.noise, rows=self.rows
         )
@@ -246,44 +228,3 @@ def read_slice(volume: Volume, index: int) -> RawSlice:
         centered=volume.centered,
         calibration=volume.calibration(index),
     )
-
-
-class Cached:
-    """Loads items by index, the first of them from memory by MONAI's CacheDataset.
-
-    Args:
-        load: reads an item.
-        items: what can be loaded.
-        share: of the items that are kept.
-
-    Raises:
-        ValueError: the share is not between 0 and 1, or an item cannot be read.
-    """
-
-    def __init__(self, load: Callable[[Any], RawSlice], items: Sequence[Any], share: float) -> None:
-        if not 0 <= share <= 1:
-            raise ValueError(f"cache must be between 0 and 1; got {share}")
-        self.load, self.items = load, items
-        self._kept: Any = None
-        if share == 0:
-            return
-        from monai.data.dataset import CacheDataset
-        from monai.transforms.utility.array import Lambda
-
-        try:
-            # Indices, since MONAI takes tuples apart; slices are never changed in place and need no copy.
-            read = Lambda(self._at, track_meta=False)
-            self._kept = CacheDataset(
-                list(range(len(items))), read, cache_rate=share, num_workers=None, progress=False, copy_cache=False
-            )
-        except RuntimeError as error:
-            # MONAI wraps what the reader said
-            raise error.__cause__ if isinstance(error.__cause__, ValueError | OSError) else error from None
-
-    def __call__(self, index: int) -> RawSlice:
-        """The item."""
-        found: RawSlice = self._at(index) if self._kept is None else self._kept[index]
-        return found
-
-    def _at(self, index: int) -> RawSlice:
-        return self.load(self.items[index])
