@@ -3,6 +3,7 @@
 import errno
 import re
 import subprocess
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from recurra.mri.data.header import affine, cropped_affine
-from recurra.mri.outputs import volume_writer, write_dicom, write_fastmri, write_nifti
+from recurra.mri.outputs import volume_writer
 
 
 def images(slices: int = 3, rows: int = 8, columns: int = 6, seed: int = 0) -> np.ndarray:
@@ -25,6 +26,17 @@ def placed(rows: int = 8, columns: int = 6) -> np.ndarray:
     """An oblique slice."""
     turn, _ = np.linalg.qr(np.random.default_rng(1).normal(size=(3, 3)))
     return affine((rows, columns), (1.25, 0.75, 4.0), directions=turn, center=np.array([3.0, -20.0, 11.0]))
+
+
+def write_all(path: Path, written: np.ndarray, place: np.ndarray | None = None, **options: Any) -> None:
+    with volume_writer(path, written.shape, affine=place, **options) as writer:
+        for image in written:
+            writer.write(image)
+
+
+write_fastmri = write_all
+write_nifti = partial(write_all, format="nifti")
+write_dicom = partial(write_all, format="dicom")
 
 
 @given(slices=st.integers(1, 3), rows=st.integers(1, 9), columns=st.integers(1, 9))

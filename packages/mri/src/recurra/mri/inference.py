@@ -20,9 +20,10 @@ from recurra.core.files import find_inputs, guard_inputs, open_output
 from recurra.core.inference import Origin, Result, Results, Work, each_file, file_digest, load, options_digest, share
 from recurra.core.verbs import progress
 from recurra.mri.data import Volume, open_volume
+from recurra.mri.data.dataset import prepare
 from recurra.mri.data.maps import MapsFile
 from recurra.mri.figures import preview_png
-from recurra.mri.masks import MASKS, MaskGenerator, Seed, file_seed
+from recurra.mri.masks import MASKS, MaskGenerator, file_seed
 from recurra.mri.models.reconstructor import Reconstructor
 from recurra.mri.operators import center_crop
 from recurra.mri.outputs import OutputFormat, origin_of, volume_writer
@@ -121,7 +122,11 @@ class Reconstruction:
             generator = _generator(self.undersampling)
             seed = file_seed(volume.path) if self.undersampling.seed is None else self.undersampling.seed
         for index in range(len(volume)):
-            yield _prepared(volume, index, steps, given, generator, seed)
+            maps = None if given is None else given(index)
+            if maps is not None and steps.fft.startswith("uncentered") and volume.centered:
+                # Maps in a file are upright, this network's images are not.
+                maps = torch.fft.ifftshift(maps, dim=(-2, -1))
+            yield prepare(volume.slice(index), steps, generator=generator, seed=seed, sensitivity=maps)
 
     def images(self, volume: Volume, advance: Callable[..., None]) -> Iterator[NDArray[np.float32]]:
         """The magnitude images of a volume's slices, in order; never more than a batch is in memory."""
@@ -147,35 +152,6 @@ def _generator(undersampling: "Undersampling | None") -> MaskGenerator | None:
     if undersampling.mask not in known:
         raise UserError(f"mask must be one of {', '.join(known)}; got {undersampling.mask!r}")
     return MASKS[undersampling.mask]([undersampling.acceleration], [undersampling.center_fraction])
-
-
-def _prepared(
-    volume: Volume,
-    index: int,
-    steps: Preprocess,
-    given: MapsFile | None,
-    generator: MaskGenerator | None,
-    seed: Seed,
-) -> PreparedSlice:
-    with blaming(volume.path):
-        kspace, calibration = volume.kspace(index), volume.calibration(index)
-    sensitivity = None if given is None else given(index)
-    if sensitivity is not None and steps.fft.startswith("uncentered") and volume.centered:
-        # Maps in a file are upright, this network's images are not.
-        sensitivity = torch.fft.ifftshift(sensitivity, dim=(-2, -1))
-    try:
-        return steps(
-            kspace,
-            generator=generator,
-            seed=seed,
-            mask=volume.mask,
-            acs_lines=volume.acs_lines,
-            padding=volume.padding,
-            sensitivity=sensitivity,
-            calibration=calibration,
-        )
-    except ValueError as error:
-        raise FileError(volume.path, f"slice {index}: {error}") from error
 
 
 def magnitudes(

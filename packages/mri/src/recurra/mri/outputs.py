@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import h5py
 import numpy as np
-from jaxtyping import Complex64, Float32, Float64
+from jaxtyping import Float64
 from numpy.typing import NDArray
 
 from recurra.core.files import Writer, extra, finished
@@ -129,6 +129,13 @@ class NIfTIWriter(VolumeWriter):
         _close(self._file)
 
 
+# What the standard wants to be there, and nobody is to be named in.
+_NAMELESS = (
+    *("PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyDate", "StudyTime", "StudyID"),
+    *("AccessionNumber", "ReferringPhysicianName", "Manufacturer"),
+)
+
+
 class DICOMWriter(VolumeWriter):
     """A folder of single-slice DICOM files, uint16 with RescaleSlope; by pydicom of the extra `dicom`.
 
@@ -178,16 +185,7 @@ class DICOMWriter(VolumeWriter):
             "FrameOfReferenceUID": self._uid("frame"),
             "Modality": "MR",
             "ImageType": ["DERIVED", "PRIMARY", "M"],
-            "PatientName": "",
-            "PatientID": "",
-            "StudyDate": "",
-            "StudyTime": "",
-            "StudyID": "",
-            "AccessionNumber": "",
-            "ReferringPhysicianName": "",
-            "PatientBirthDate": "",
-            "PatientSex": "",
-            "Manufacturer": "",
+            **dict.fromkeys(_NAMELESS, ""),
             "SeriesNumber": 1,
             "SeriesDescription": self._name[:64],
             "DerivationDescription": self.origin,
@@ -305,44 +303,6 @@ def _of_hdf5(path: Path) -> tuple[str, int, bool]:
     with h5py.File(path, "r", locking=False) as file:
         slices = len(file["reconstruction"]) if "reconstruction" in file else 0
         return str(file.attrs.get("recurra", "")), slices, slices > 0
-
-
-def write_fastmri(path: str | Path, images: Float32[NDArray[np.float32], "slice row column"]) -> None:
-    """Writes a whole volume in fastMRI's submission format."""
-    _write_all(path, images, "fastmri", None)
-
-
-def write_nifti(
-    path: str | Path,
-    images: Float32[NDArray[np.float32], "slice row column"] | Complex64[NDArray[np.complex64], "slice row column"],
-    affine: Float64[NDArray[np.float64], "4 4"],
-    *,
-    part: Literal["magnitude", "phase"] = "magnitude",
-) -> None:
-    """Writes a whole volume as NIfTI."""
-    _write_all(path, images, "nifti", affine, part)
-
-
-def write_dicom(
-    folder: str | Path,
-    images: Float32[NDArray[np.float32], "slice row column"],
-    affine: Float64[NDArray[np.float64], "4 4"],
-) -> None:
-    """Writes a whole volume as a folder of DICOM files."""
-    _write_all(folder, images, "dicom", affine)
-
-
-def _write_all(
-    path: str | Path,
-    images: NDArray[Any],
-    format: OutputFormat,
-    affine: NDArray[np.float64] | None,
-    part: Literal["magnitude", "phase"] = "magnitude",
-) -> None:
-    slices, rows, columns = images.shape
-    with volume_writer(path, (slices, rows, columns), format=format, affine=affine, part=part) as writer:
-        for image in images:
-            writer.write(image)
 
 
 def _close(file: BufferedIOBase) -> None:

@@ -7,7 +7,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from recurra.mri.data.hdf5 import read
+from recurra.core.hdf5 import read
 from recurra.mri.data.volume import Volume
 
 ACQUIRED = 0.85

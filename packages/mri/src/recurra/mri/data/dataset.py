@@ -6,36 +6,21 @@ float32 on the same scale, reference like it but complex64, scale, acceleration,
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from torch import Tensor
 
+from recurra.core.errors import FileError
 from recurra.core.sampling import Cached, EpochDataset
 from recurra.mri.data.phantom import phantom_slice
 from recurra.mri.data.reading import open_volume
-from recurra.mri.data.volume import Volume
-from recurra.mri.masks import MaskGenerator, file_seed
+from recurra.mri.data.volume import RawSlice
+from recurra.mri.masks import MaskGenerator, Seed, file_seed
 from recurra.mri.operators import center_crop, sense_reduce
 from recurra.mri.preprocess import PreparedSlice, Preprocess
-
-
-@dataclass(frozen=True)
-class RawSlice:
-    """K-space of a slice and what its file says about it."""
-
-    path: Path
-    index: int
-    kspace: NDArray[np.complex64]
-    mask: NDArray[np.bool_] | None
-    acs_lines: int | None
-    padding: tuple[int, int] | None
-    recon_size: tuple[int, int] | None
-    centered: bool
-    calibration: NDArray[np.complex64] | None
 
 
 class SliceDataset(EpochDataset):
@@ -102,18 +87,7 @@ class SliceDataset(EpochDataset):
                 f"use fft: uncentered-ortho in place of {self.preprocess.fft}"
             )
         seed = file_seed(raw.path) if self.fixed else self.seed_of(index)
-        try:
-            prepared = self.preprocess(
-                raw.kspace,
-                generator=self.mask,
-                seed=seed,
-                mask=raw.mask,
-                acs_lines=raw.acs_lines,
-                padding=raw.padding,
-                calibration=raw.calibration,
-            )
-        except ValueError as error:
-            raise ValueError(f"{raw.path}: slice {raw.index}: {error}") from None
+        prepared = prepare(raw, self.preprocess, generator=self.mask, seed=seed)
         size = raw.recon_size
         # Seen through another transform than its own the image has no middle to crop to.
         upright = raw.centered != self.preprocess.fft.startswith("uncentered")
@@ -124,7 +98,7 @@ class SliceDataset(EpochDataset):
     def _load(self, item: tuple[Path, int]) -> RawSlice:
         path, index = item
         with open_volume(path, coils=self.coils) as volume:
-            return read_slice(volume, index)
+            return volume.slice(index)
 
 
 class PhantomDataset(EpochDataset):
@@ -200,6 +174,34 @@ class PhantomDataset(EpochDataset):
         return int(np.random.default_rng((self.seed, index)).integers(low, high + 1))
 
 
+def prepare(
+    raw: RawSlice,
+    steps: Preprocess,
+    *,
+    generator: MaskGenerator | None,
+    seed: Seed,
+    sensitivity: Tensor | None = None,
+) -> PreparedSlice:
+    """A slice of a file as a network takes it.
+
+    Raises:
+        FileError: the mask leaves too few calibration samples, or the maps are of another size.
+    """
+    try:
+        return steps(
+            raw.kspace,
+            generator=generator,
+            seed=seed,
+            mask=raw.mask,
+            acs_lines=raw.acs_lines,
+            padding=raw.padding,
+            sensitivity=sensitivity,
+            calibration=raw.calibration,
+        )
+    except ValueError as error:
+        raise FileError(raw.path, f"slice {raw.index}: {error}") from error
+
+
 def sample(prepared: PreparedSlice, file: str, index: int, size: tuple[int, int] | None) -> dict[str, Any]:
     """The dict of a prepared slice."""
     return {
@@ -213,18 +215,3 @@ def sample(prepared: PreparedSlice, file: str, index: int, size: tuple[int, int]
         "file": file,
         "index": index,
     }
-
-
-def read_slice(volume: Volume, index: int) -> RawSlice:
-    """A slice of an open volume with all that its preprocessing needs."""
-    return RawSlice(
-        path=volume.path,
-        index=index,
-        kspace=volume.kspace(index),
-        mask=volume.mask,
-        acs_lines=volume.acs_lines,
-        padding=volume.padding,
-        recon_size=volume.recon_size,
-        centered=volume.centered,
-        calibration=volume.calibration(index),
-    )

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float32
 from numpy.typing import NDArray
 
-from recurra.mri.data.hdf5 import read
+from recurra.core.hdf5 import read
 from recurra.mri.data.header import affine, parse_header
 from recurra.mri.data.volume import Volume
 

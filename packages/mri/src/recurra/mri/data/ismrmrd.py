@@ -8,8 +8,8 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from recurra.core.hdf5 import read
 from recurra.mri.data.assembly import LINE, AssembledVolume
-from recurra.mri.data.hdf5 import read
 from recurra.mri.data.header import Header, affine, parse_header
 
 # Flags are numbered from 1; flag n is bit n - 1.

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Complex
 from torch import Tensor
 
-from recurra.mri.data.hdf5 import open_hdf5
+from recurra.core.hdf5 import open_hdf5
 
 _MAP_NAMES = ("sensitivity", "sensitivity_map", "sensitivity_maps", "maps", "espirit_maps")
 

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
+from recurra.core.hdf5 import open_hdf5
 from recurra.mri.data.calgary_campinas import CalgaryCampinasVolume, is_calgary_campinas
 from recurra.mri.data.fastmri import FastMRIVolume
-from recurra.mri.data.hdf5 import open_hdf5
 from recurra.mri.data.ismrmrd import ISMRMRDVolume, raw_group
 from recurra.mri.data.volume import Volume
 

@@ -2,34 +2,21 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 from torch.utils.data import default_collate
 
 from recurra.core.sampling import Data, find_files
 from recurra.mri.data.dataset import PhantomDataset, SliceDataset
 from recurra.mri.masks import MaskGenerator
-from recurra.mri.operators import FFTConvention
-from recurra.mri.preprocess import Maps, Preprocess, Scaling
+from recurra.mri.models.reconstructor import Reconstructor
+from recurra.mri.preprocess import Preprocess
 
 _SUFFIXES = (".h5", ".hdf5", ".dat")
 
 
-@runtime_checkable
-class Preparation(Protocol):
-    """What a model says about its input; a `Preprocess` says as much."""
-
-    @property
-    def fft(self) -> FFTConvention:
-        """Fourier convention."""
-
-    @property
-    def maps(self) -> Maps:
-        """How coil maps are estimated."""
-
-    @property
-    def scaling(self) -> Scaling:
-        """What the k-space is divided by."""
+Preparation = Reconstructor | Preprocess
+"""What says how a network's input is made."""
 
 
 def files(
@@ -55,17 +42,13 @@ def files(
         path: root; its folders are called train and val, or multicoil_train and multicoil_val and so on.
         train_files: a text file with one path a line, relative to it, in the place of the folder.
         val_files: the same for validation.
-        coils: number of coils that the files must have; 1 admits single-coil files.
-        acquisitions: take only volumes of these.
-        outer_slices: slices left out at both ends of a volume.
-        cache: share of the slices that is kept in memory.
-        crop: compare the part of the image alone that the scanner shows.
         gaussian_sigma: damps the calibration samples of RSS maps; None for none.
         coil_compression: number of virtual coils; None keeps the measured ones.
         workers: processes that prepare slices.
-        mask: undersamples the slices.
         preparation: the model.
         seed: of the training masks.
+
+    The other options are those of `SliceDataset`.
     """
     preprocess = _preprocess(preparation, gaussian_sigma=gaussian_sigma, coil_compression=coil_compression)
 
@@ -128,18 +111,12 @@ def phantoms(
     Args:
         train: samples of an epoch.
         val: validation samples, the same in every epoch.
-        height: rows of the k-space.
-        width: columns of the k-space.
-        coils: receive coils, or their smallest and largest number.
-        noise: standard deviation relative to the image's maximum; by default drawn for each slice.
         rows: train on strips of so many rows; validation sees whole slices and estimated coil maps.
-        known_maps: train with the generator's coil maps.
-        clean_target: compare with the phantom itself rather than with the image of its noisy k-space.
         gaussian_sigma: damps the calibration samples of RSS maps; None for none.
         workers: processes that prepare slices.
-        mask: undersamples the slices.
         preparation: the model.
-        seed: of phantoms and masks.
+
+    The other options are those of `PhantomDataset`.
     """
     preprocess = _preprocess(preparation, gaussian_sigma=gaussian_sigma)
     shape: dict[str, Any] = {"height": height, "width": width, "coils": coils, "noise": noise, "mask": mask}

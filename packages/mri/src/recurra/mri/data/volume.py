@@ -5,6 +5,7 @@ with the readout along the height and the phase encoding along the width.
 """
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -13,7 +14,23 @@ import numpy as np
 from jaxtyping import Bool, Complex64, Float32, Float64
 from numpy.typing import NDArray
 
+from recurra.core.errors import blaming
 from recurra.mri.data.header import cropped_affine
+
+
+@dataclass(frozen=True)
+class RawSlice:
+    """K-space of a slice and what its file says about it."""
+
+    path: Path
+    index: int
+    kspace: NDArray[np.complex64]
+    mask: NDArray[np.bool_] | None
+    acs_lines: int | None
+    padding: tuple[int, int] | None
+    recon_size: tuple[int, int] | None
+    centered: bool
+    calibration: NDArray[np.complex64] | None
 
 
 class Volume(ABC):
@@ -89,6 +106,26 @@ class Volume(ABC):
         """Calibration lines of a slice that were measured in a scan of their own, zero elsewhere; None without any."""
         self._index(index)
         return None
+
+    def slice(self, index: int) -> RawSlice:
+        """A slice with all that its preprocessing needs.
+
+        Raises:
+            FileError: it cannot be read.
+        """
+        with blaming(self.path):
+            kspace, calibration = self.kspace(index), self.calibration(index)
+        return RawSlice(
+            path=self.path,
+            index=index,
+            kspace=kspace,
+            mask=self.mask,
+            acs_lines=self.acs_lines,
+            padding=self.padding,
+            recon_size=self.recon_size,
+            centered=self.centered,
+            calibration=calibration,
+        )
 
     def image_affine(self, size: tuple[int, int]) -> Float64[NDArray[np.float64], "4 4"]:
         """The affine of the central (rows, columns) of the image."""

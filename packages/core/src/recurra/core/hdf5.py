@@ -1,4 +1,4 @@
-"""Opening HDF5 files of other people: no locks taken, every failure one line."""
+"""Opening HDF5 files of other people: no locks taken, every failure one line. A domain that uses it depends on h5py."""
 
 from pathlib import Path
 from typing import Any
