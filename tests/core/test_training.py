@@ -1,15 +1,16 @@
 import csv
 import io
 import json
+import multiprocessing
 import os
 import random
+import runpy
 import signal
 import socket
-import subprocess
 import sys
-import textwrap
 import time
 from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -499,14 +500,18 @@ def test_tensorboard_records(tmp_path: Path) -> None:
 # --- several processes
 
 SCRIPT = """
-import importlib.util, json, sys
+import importlib.util, json, os, sys
 from pathlib import Path
+from lightning.pytorch.utilities import rank_zero_only
+os.environ.update({environment!r})
+rank_zero_only.rank = int(os.environ.get("RANK", 0))  # Lightning looks when it is imported, which was before
+sys.stderr = open({errors!r}, "w")
 spec = importlib.util.spec_from_file_location("case", {test!r})
 case = importlib.util.module_from_spec(spec)
 sys.modules["case"] = case
 spec.loader.exec_module(case)
 report = case.train_plainly(Path({out!r}), epochs={epochs})
-print("REPORT " + json.dumps([report.best, report.history, report.steps]), flush=True)
+Path({report!r}).write_text(json.dumps([report.best, report.history, report.steps]))
 """
 
 
@@ -518,26 +523,34 @@ def train_plainly(out: Path, *, epochs: int, resume: bool = False) -> Report:
     return fit(task, point_data(10, 7), settings, out, resume=resume, quiet=True)
 
 
-def script(tmp_path: Path, name: str, *, epochs: int) -> Path:
-    path = tmp_path / f"{name}.py"
-    path.write_text(textwrap.dedent(SCRIPT).format(test=__file__, out=str(tmp_path / name), epochs=epochs))
-    return path
+def start(out: Path, *, epochs: int, rank: int = 0, **environment: str) -> BaseProcess:
+    """Train in a process of its own, which leaves OUT-RANK.json and OUT-RANK.txt with what it wrote to stderr."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["recurra.core.training"])  # imported once, which takes seconds
+    name = out.with_name(f"{out.name}-{rank}")
+    places = {"out": str(out), "errors": f"{name}.txt", "report": f"{name}.json"}
+    script = SCRIPT.format(**places, test=__file__, epochs=epochs, environment=environment)
+    name.with_suffix(".py").write_text(script)
+    process = context.Process(target=runpy.run_path, args=(f"{name}.py",))
+    process.start()
+    return process
 
 
 def test_two_processes_equal_one(tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    address = ["--master-addr", "127.0.0.1", "--master-port", port]
-    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", *address]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "GLOO_SOCKET_IFNAME": "lo"}
-    command = [*torchrun, str(script(tmp_path, "two", epochs=2))]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=200, env=environment)
-    assert result.returncode == 0, result.stderr
-    # Both processes write to one pipe: their line ends may come after both reports.
-    reports = [json.JSONDecoder().raw_decode(text)[0] for text in result.stdout.split("REPORT ")[1:]]
+    # What torchrun sets.
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+    shared |= {"TORCHELASTIC_RUN_ID": "none", "GROUP_RANK": "0"}
+    shared |= {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "GLOO_SOCKET_IFNAME": "lo"}
+    out = tmp_path / "two"
+    processes = [start(out, epochs=2, rank=rank, RANK=str(rank), LOCAL_RANK=str(rank), **shared) for rank in range(2)]
+    for rank, process in enumerate(processes):
+        process.join(200)
+        assert process.exitcode == 0, (tmp_path / f"two-{rank}.txt").read_text()
+    reports = [json.loads((tmp_path / f"two-{rank}.json").read_text()) for rank in range(2)]
     alone = train_plainly(tmp_path / "one", epochs=2)
-    assert len(reports) == 2
     for best, history, steps in reports:
         assert steps == alone.steps == 6
         # 7 samples do not share evenly; the mean of their indices says that each counted once.
@@ -555,14 +568,15 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
 
 
 def test_ctrl_c_saves_and_says_how_to_resume(tmp_path: Path) -> None:
-    command = [sys.executable, str(script(tmp_path, "run", epochs=100_000))]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    process = start(tmp_path / "run", epochs=100_000)
     deadline = time.monotonic() + 100
     while not (tmp_path / "run" / "last" / "state.ckpt").exists() and time.monotonic() < deadline:
         time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode != 0
+    assert process.pid is not None
+    os.kill(process.pid, signal.SIGINT)
+    process.join(60)
+    assert process.exitcode not in (None, 0)
+    errors = (tmp_path / "run-0.txt").read_text()
     assert "Interrupted: interrupted" in errors
     assert "state.ckpt, go on with --resume" in errors
     saved = state(tmp_path / "run")

@@ -161,12 +161,19 @@ def _launch(arguments: list[str], torchrun: bool) -> subprocess.CompletedProcess
     return subprocess.run(command, capture_output=True, text=True, timeout=300, env=environment, check=False)
 
 
+PAIRS = ["train.batch_size=2", "train.epochs=2"]
+
+
+@pytest.fixture(scope="session")
+def alone(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run folder of one process with batches of two; read only."""
+    return fit(recipe, tmp_path_factory.mktemp("alone") / "run", *PAIRS)
+
+
 @pytest.mark.parametrize("torchrun", [True, False], ids=["torchrun", "devices"])
-def test_two_processes_equal_one(recipe: Path, tmp_path: Path, torchrun: bool) -> None:
-    options = ["train.batch_size=2", "train.epochs=2"]
-    alone = fit(recipe, tmp_path / "alone", *options)
+def test_two_processes_equal_one(recipe: Path, alone: Path, tmp_path: Path, torchrun: bool) -> None:
     shared = tmp_path / "shared"
-    result = _launch([str(recipe), *options, "-o", str(shared)], torchrun)
+    result = _launch([str(recipe), *PAIRS, "-o", str(shared)], torchrun)
     assert result.returncode == 0, result.stderr
     # Three validation slices do not share evenly; none may count twice.
     for mine, theirs in zip(rows(alone), rows(shared), strict=True):
