@@ -25,6 +25,7 @@ import typing
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib.resources import files
 from multiprocessing import parent_process
 from pathlib import Path
 from types import NoneType, UnionType
@@ -60,7 +61,7 @@ class Option:
     max: int | float | None = None
 
 
-Inputs = Sequence[str | Path] | str | Path
+Inputs = Annotated[Sequence[str | Path] | str | Path, Option("Files, or folders of them.", kind=list[Path])]
 Out = Annotated[str | Path, Option("Folder that receives the results.", ("-o", "--out"), Path)]
 Device = Annotated[str, Option("auto, cpu, cuda or cuda:INDEX.")]
 BatchSize = Annotated[int, Option("How many samples are computed at once.", min=1)]
@@ -74,27 +75,58 @@ RecipeName = Annotated[str | Path, Option("A shipped recipe's name or a YAML fil
 Overrides = Annotated[Sequence[str], Option(metavar="[KEY=VALUE]...", kind=list[str])]
 RunFolder = Annotated[str | Path | None, Option("Run folder. Default: runs/RECIPE.", ("-o", "--out"), Path)]
 
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """A table that a verb returns."""
+
+    columns: Sequence[str]
+    rows: Iterable[Sequence[object]]
+    title: str = ""
+
+    def show(self) -> None:
+        """Print it."""
+        print_table(self.columns, self.rows, title=self.title)
+
+
 _debugging = False
 _Verb = TypeVar("_Verb", bound=Callable[..., Any])
 
 
 def verb(function: _Verb) -> _Verb:
-    """The function, its docstring completed by the meanings that stand in `Option`s of its parameters."""
+    """The function; its docstring has the meanings that stand in `Option`s, its signature is without them."""
     text, explained = inspect.getdoc(function) or "", _explained(function)
     lines = []
-    for parameter in inspect.signature(function).parameters.values():
+    signature, plain = inspect.signature(function), []
+    for parameter in signature.parameters.values():
         annotation, option = _parts(parameter.annotation)
+        plain.append(parameter.replace(annotation=_plain(parameter.annotation)))
         if dataclasses.is_dataclass(annotation):
             option = Option(f"See `{typing.cast(type, annotation).__name__}`.")
         if option.help and parameter.name not in explained:
-            lines.append(f"    {parameter.name}: {option.help[0].lower()}{option.help[1:]}")
+            first = option.help[:1] if option.help[1:2] in "/" + option.help[1:2].upper() else option.help[:1].lower()
+            lines.append(f"    {parameter.name}: {first}{option.help[1:]}")
     if lines:
         head, found, rest = text.partition("\nArgs:\n")
         if not found:
             head, found, rest = text.partition("\nRaises:\n")
             rest = found + rest
         function.__doc__ = "\n".join([head.rstrip("\n"), "", "Args:", *lines, rest])
+    function.__annotated__ = signature  # type: ignore[attr-defined]
+    function.__signature__ = signature.replace(parameters=plain)  # type: ignore[attr-defined]
     return function
+
+
+def _plain(annotation: Any) -> Any:
+    """The type that people and documents are shown."""
+    kind = get_args(annotation)[0] if get_origin(annotation) is Annotated else annotation
+    return kind.__forward_arg__ if isinstance(kind, typing.ForwardRef) else kind
+
+
+def _signature(verb: Callable[..., Any]) -> inspect.Signature:
+    """The signature with its options."""
+    found: inspect.Signature = getattr(verb, "__annotated__", None) or inspect.signature(verb)
+    return found
 
 
 def app(package: str, about: str, verbs: Iterable[Callable[..., Any]]) -> "typer.Typer":
@@ -103,7 +135,7 @@ def app(package: str, about: str, verbs: Iterable[Callable[..., Any]]) -> "typer
     Args:
         package: e.g. "recurra.mri"; the command is called recurra-mri, as the distribution.
         about: first line of the help.
-        verbs: functions; what they return is printed.
+        verbs: functions; what they return is printed. Where the package ships recipes, there is a verb for them too.
     """
     import typer
 
@@ -135,7 +167,18 @@ def app(package: str, about: str, verbs: Iterable[Callable[..., Any]]) -> "typer
         ] = False,
     ) -> None: ...
 
-    for verb in verbs:
+    def recipes(name: str | None = None) -> str | Table:
+        """List the shipped recipes, or print one to copy and edit.
+
+        Args:
+            name: print this recipe's YAML.
+        """
+        from recurra.core.recipe import list_recipes, recipe_text
+
+        return recipe_text(name, package) if name else Table(("recipe", "what"), list_recipes(package).items())
+
+    shipped = [recipes] if files(package).joinpath("recipes").is_dir() else []
+    for verb in (*verbs, *shipped):
         made.command(name=verb.__name__, help=_summary(verb))(_command(verb))
     return made
 
@@ -188,7 +231,7 @@ def _group() -> Any:
 
 def _command(verb: Callable[..., Any]) -> Callable[..., None]:
     """The function that typer makes a command of: it has the verb's parameters as the command line knows them."""
-    known = inspect.signature(verb).parameters
+    known = _signature(verb).parameters
     explained = _explained(verb)
     groups: dict[str, type] = {}
     parameters: list[inspect.Parameter] = []
@@ -212,7 +255,8 @@ def _command(verb: Callable[..., Any]) -> Callable[..., None]:
         for name, parameter in known.items():
             if _parts(parameter.annotation)[1].listed and isinstance(given[name], str):
                 given[name] = () if given[name] == "none" else tuple(given[name].split(","))
-        _print(verb(**{name: () if given[name] is None and name == "overrides" else given[name] for name in known}))
+        given = {name: () if given[name] is None and name == "overrides" else given[name] for name in known}
+        _print(verb(**given), title=str(next(iter(given.values()))))
 
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     command.__annotations__ = {one.name: one.annotation for one in parameters}
@@ -224,7 +268,8 @@ def _parts(annotation: Any, explained: str = "") -> tuple[Any, Option]:
     option = Option()
     if get_origin(annotation) is Annotated:
         annotation, *metadata = get_args(annotation)
-        option = next((one for one in metadata if isinstance(one, Option)), option)
+        # The last one: it may say more than that of the type it was made of.
+        option = next((one for one in reversed(metadata) if isinstance(one, Option)), option)
     if get_origin(annotation) in (Union, UnionType):
         rest = [one for one in get_args(annotation) if one is not NoneType]
         if len(rest) == 1:
@@ -292,12 +337,12 @@ def _explained(thing: Any) -> dict[str, str]:
     return {name: text[0].upper() + text[1:] for name, text in texts.items()}
 
 
-def _print(value: Any) -> None:
-    """What a verb returned: it shows itself, or is a table of facts, text, a path or several."""
+def _print(value: Any, title: str) -> None:
+    """What a verb returned: it shows itself, or is a table of facts about its first argument, text, paths."""
     if hasattr(value, "show"):
         value.show()
     elif isinstance(value, Mapping):
-        print_table(("field", "value"), value.items())
+        print_table(("field", "value"), value.items(), title=title)
     elif isinstance(value, str):
         print(value, end="" if value.endswith("\n") else "\n")
     elif isinstance(value, Path):
@@ -310,7 +355,7 @@ def _print(value: Any) -> None:
 def spelled(package: str, verb: Callable[..., Any], given: Mapping[str, Any]) -> str:
     """The command line that calls a verb with these arguments; those that are the default are left out."""
     words: list[str] = []
-    for name, parameter in inspect.signature(verb).parameters.items():
+    for name, parameter in _signature(verb).parameters.items():
         _, option = _parts(parameter.annotation)
         value = given[name]
         if value == parameter.default or name == "quiet":

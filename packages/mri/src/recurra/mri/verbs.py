@@ -261,18 +261,6 @@ def info(checkpoint: Checkpoint) -> dict[str, str]:
 
 
 @verb
-def recipes(name: str | None = None) -> dict[str, str] | str:
-    """List the shipped recipes, or print one to copy and edit.
-
-    Args:
-        name: print this recipe's YAML.
-    """
-    from recurra.core.recipe import list_recipes, recipe_text
-
-    return list_recipes("recurra.mri") if name is None else recipe_text(name, "recurra.mri")
-
-
-@verb
 def sample(
     out: Out,
     *,
@@ -292,7 +280,7 @@ def sample(
     return write_sample(open_output(Path(out), overwrite), slices=slices, seed=seed)
 
 
-VERBS = (train, reconstruct, evaluate, convert, export, info, recipes, sample)
+VERBS = (train, reconstruct, evaluate, convert, export, info, sample)
 
 
 def main() -> None:

@@ -1,0 +1,3 @@
+from recurra.toy.verbs import main
+
+main()

@@ -1,0 +1,75 @@
+from functools import partial
+
+import numpy as np
+import torch
+
+from recurra.core.conversion import Found, Source, rename
+from recurra.core.errors import blaming
+from recurra.core.evaluation import Method, Run, Scores, score_files
+from recurra.core.files import find_inputs, guard_inputs, open_output, writing
+from recurra.core.foreign import read_foreign
+from recurra.core.inference import Origin, Result, describe, each_file, load, options_digest, share
+from recurra.toy.training import Smoother
+
+
+def load_smoother(checkpoint):
+    return load(Smoother, checkpoint, package="recurra.toy")
+
+
+def read(path):
+    with blaming(path):
+        return torch.from_numpy(np.loadtxt(path, dtype=np.float32, ndmin=1))[None]
+
+
+def smoothing(checkpoint, out):
+    model = load_smoother(checkpoint)
+
+    def work(path):
+        with torch.no_grad(), writing(out / path.name) as part:
+            np.savetxt(part, model(read(path))[0].numpy(), header=str(Origin.of(path, model, {})))
+        return Result(path, [out / path.name], 1, "series")
+
+    return work
+
+
+def smooth_files(checkpoint, inputs, out, workers, shard, resume, overwrite, quiet):
+    files, model = find_inputs(inputs, [".txt"]), load_smoother(checkpoint)
+    outputs = [out / path.name for _, path in share(files, shard)]
+    guard_inputs(outputs, files)
+    for output in [] if resume else outputs:
+        open_output(output, overwrite)
+
+    def kept(path):
+        made = resume and (out / path.name).exists() and (out / path.name).read_text().partition("\n")[0][2:]
+        return Result(path, [out / path.name], 1, "series") if made == str(Origin.of(path, model, {})) else None
+
+    work = partial(smoothing, checkpoint, out)
+    return each_file(files, work, out, workers=workers, shard=shard, kept=kept, quiet=quiet)
+
+
+def scoring(checkpoint):
+    methods = [Method("as_is", lambda x: x), Method("Smoother", load_smoother(checkpoint))]
+
+    def score(path):
+        series = read(path)
+        metrics = {m.name: {"roughness": float(m(series).diff().square().mean())} for m in methods}
+        return Scores(metrics, {m.name: m.seconds for m in methods}, 1)
+
+    return score
+
+
+def score(checkpoint, data, out, command, workers, shard, resume, overwrite, quiet):
+    model = load_smoother(checkpoint)
+    report = command and {"command": command, "checkpoint": describe(model), "higher_is_better": {"roughness": False}}
+    digest = options_digest(model, {})
+    run = Run(out, "roughness", "series", digest, None, shard, resume, overwrite, report or None)
+    return score_files(find_inputs(data, [".txt"]), partial(scoring, checkpoint), run, workers=workers, quiet=quiet)
+
+
+def colleague(path, given):
+    state = read_foreign(path)["weights"]
+    weights = rename(state, ((r"gru\.(.*)", r"unit.\1"), (r"out\.(.*)", r"head.\1")))
+    return Found(Smoother, {"hidden": state["out.weight"].shape[1]}, weights, {})
+
+
+SOURCES = {"colleague": Source("https://example.org/smoother", "under MIT", colleague)}

@@ -1,0 +1,94 @@
+"""The verbs of the toy domain: a network smooths series, one number a line of a .txt file."""
+
+from pathlib import Path
+
+from recurra.core.verbs import (
+    Inputs,
+    Out,
+    Overrides,
+    Overwrite,
+    Quiet,
+    RecipeName,
+    Resume,
+    RunFolder,
+    Shard,
+    Workers,
+    app,
+    run,
+    spelled,
+    verb,
+)
+
+
+@verb
+def train(
+    recipe: RecipeName, overrides: Overrides = (), *, out: RunFolder = None, resume: bool = False, tiny: bool = False,
+    device: str | None = None, overwrite: Overwrite = False, quiet: Quiet = False,
+):  # fmt: skip
+    """Train a smoother."""
+    from recurra.core.training import TrainSettings, train
+    from recurra.toy.training import SECTIONS, make_task
+
+    options = {"out": out, "resume": resume, "tiny": tiny, "device": device, "overwrite": overwrite, "quiet": quiet}
+    seam = {"package": "recurra.toy", "sections": SECTIONS, "settings": TrainSettings, "make_task": make_task}
+    return train(recipe, overrides, **seam, **options)
+
+
+@verb
+def smooth(
+    checkpoint: str, inputs: Inputs, out: Out, *, workers: Workers = 1, shard: Shard = None, resume: Resume = False,
+    overwrite: Overwrite = False, quiet: Quiet = False,
+):  # fmt: skip
+    """Smooth series."""
+    from recurra.toy.files import smooth_files
+
+    return smooth_files(checkpoint, inputs, Path(out), workers, shard, resume, overwrite, quiet)
+
+
+@verb
+def evaluate(
+    checkpoint: str, data: Inputs, *, out: Out = "evaluation", report: bool = False, workers: Workers = 1,
+    shard: Shard = None, resume: Resume = False, overwrite: Overwrite = False, quiet: Quiet = False,
+):  # fmt: skip
+    """Score a smoother beside the series as they are."""
+    from recurra.toy.files import score
+
+    command = report and spelled("recurra.toy", evaluate, locals())
+    return score(checkpoint, data, Path(out), command, workers, shard, resume, overwrite, quiet)
+
+
+@verb
+def convert(path: str, source: str, out: Out, overrides: Overrides = (), *, overwrite: Overwrite = False):
+    """Convert a colleague's weights."""
+    from recurra.core.conversion import convert
+    from recurra.toy.files import SOURCES
+
+    return convert(path, SOURCES, source, out, overrides, overwrite=overwrite)
+
+
+@verb
+def export(checkpoint: str, out: Out, *, format: str = "pt2", overwrite: Overwrite = False):
+    """Export a smoother."""
+    import torch
+
+    from recurra.core.exporting import Exportable, export
+    from recurra.toy.files import load_smoother
+
+    made = Exportable(load_smoother(checkpoint), {"series": torch.randn(1, 20)}, ("smooth",), "Smoother")
+    return export(made, out, format, package="recurra.toy", overwrite=overwrite)
+
+
+@verb
+def info(checkpoint: str):
+    """Show what a checkpoint holds."""
+    from recurra.core.inference import describe
+    from recurra.toy.files import load_smoother
+
+    return describe(load_smoother(checkpoint), output="numbers in the units of the series")
+
+
+VERBS = (train, smooth, evaluate, convert, export, info)
+
+
+def main() -> None:
+    run(app("recurra.toy", "Smooth series.", VERBS))
