@@ -219,7 +219,8 @@ def test_export_says_how_far_it_is_from_torch(command: Command, checkpoint: Path
 def test_export_refuses_a_program_that_differs(
     command: Command, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("recurra.mri.exporting._to_pt2", lambda model, example, path: model(*example) * 1.01)
+    wrong: Any = lambda made, path: (made.module(*made.example) * 1.01,)  # noqa: E731
+    monkeypatch.setattr("recurra.core.exporting._to_pt2", wrong)
     result = command("export", checkpoint, "--format", "pt2", "--shape", "2,16,16", "-o", tmp_path / "model.pt2")
     assert result.exit_code == 1
     assert result.stderr == (

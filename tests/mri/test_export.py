@@ -9,14 +9,13 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 
-from recurra.core.testing import assert_close
-from recurra.mri import exporting
+from recurra.core import exporting
+from recurra.core.exporting import Exportable
 from recurra.mri.exporting import RealInterface, export
 from recurra.mri.models import CIRIM, MODELS, DirectRIM, Reconstructor, RecurrentVarNet
 from recurra.mri.models.varnet import VarNet
-from recurra.mri.real_arithmetic import Pair, RealArithmetic, aten
 
 INITIALIZER: dict[str, Any] = {
     "initializer_channels": (2, 3),
@@ -33,7 +32,7 @@ def cirim(**options: Any) -> CIRIM:
 
 # Every architecture, with the parts that differ in what has to be exported, and the example's shape.
 CASES: dict[str, tuple[Callable[[], Reconstructor], str]] = {
-    "CIRIM-gru": (lambda: cirim(cell="gru", steps=2), "3,16,12"),
+    "CIRIM-gru": (lambda: cirim(cell="gru", steps=2, cascades=1), "3,16,12"),
     "CIRIM-mgu": (lambda: cirim(cell="mgu", semantics="atommic", keep_prediction=False), "2,17,13"),
     "CIRIM-indrnn": (lambda: cirim(cell="indrnn", fft="uncentered-backward", cascades=3), "1,15,18"),
     "CIRIM-explicit": (lambda: cirim(data_consistency="explicit"), "2,17,13"),
@@ -162,9 +161,9 @@ def refused(*args: Any, **options: Any) -> str:
 def test_a_program_that_differs_is_not_written(
     value: float, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def wrong(model: RealInterface, example: tuple[Tensor, ...], path: Path) -> Tensor:
+    def wrong(made: Exportable, path: Path) -> tuple[Tensor, ...]:
         path.write_text("a program")
-        return model(*example) * value
+        return (made.module(*made.example) * value,)
 
     monkeypatch.setattr(exporting, "_to_pt2", wrong)
     told = "nan" if value != value else "1.0e-03"
@@ -178,7 +177,7 @@ def test_a_program_that_differs_is_not_written(
 
 def test_a_missing_package_is_named(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    expected = "onnxruntime is missing, needed to export ONNX: pip install 'recurra-mri[export]'"
+    expected = "exporting ONNX needs the package onnxruntime; install it with: pip install 'recurra-mri[export]'"
     assert refused(checkpoint, tmp_path / "model.onnx") == expected
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
     export(checkpoint, tmp_path / "model.pt2", format="pt2", shape="2,8,8")
@@ -216,6 +215,15 @@ def test_a_failure_keeps_the_file_that_was_there(
     assert out.read_text() == "mine"
 
 
+def test_the_checkpoint_itself_is_kept(checkpoint: Path) -> None:
+    weights = checkpoint / "model.safetensors"
+    before = weights.read_bytes()
+    assert refused(checkpoint, weights, format="pt2", shape="2,8,8", overwrite=True).startswith(
+        f"{weights}: is an input"
+    )
+    assert weights.read_bytes() == before
+
+
 def test_wrong_options(checkpoint: Path, tmp_path: Path) -> None:
     out = tmp_path / "model"
     assert refused(checkpoint, out, format="tflite") == "format must be one of onnx, pt2; got 'tflite'"
@@ -236,45 +244,3 @@ def test_exporters_are_silent(checkpoint: Path, tmp_path: Path, capfd: pytest.Ca
     assert not caught
     assert capfd.readouterr() == ("", "")
     assert logging.root.manager.disable == disabled
-
-
-# --- real arithmetic -------------------------------------------------------------------------------------------------
-
-
-def test_every_operation_on_complex_values() -> None:
-    torch.manual_seed(0)
-
-    class Everything(torch.nn.Module):
-        def forward(self, x: Tensor, y: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
-            a, b, r = torch.view_as_complex(x), torch.view_as_complex(y), x[..., 0]
-            found = [a + b, a + r, r - a, a - (1 + 2j), a * b, r * a, a * r, 2 * a, a * 3j, a / b, a / r, r / b, a / 3]
-            found += [a.conj(), -a, a.conj().resolve_conj(), torch.where(mask, a, 0), torch.where(mask, r, b)]
-            found += [torch.complex(r, a.imag), torch.roll(a, 2, 1), a.sum((0, 1)), a.permute(1, 0), a[1:], a[0]]
-            found += [torch.cat([a, b]), a.view(-1), a[None].expand(2, -1, -1), a[:, :1].squeeze(1), a.clone()]
-            found += [torch.fft.fft2(a, norm="ortho"), torch.fft.ifftn(a, dim=(0,)), torch.fft.fft(r)]
-            found += [torch.zeros(3, dtype=torch.complex128) + a[0, 0], a.new_zeros(2)]
-            real = [a.abs(), torch.linalg.vector_norm(a), torch.linalg.vector_norm(a, dim=0), a.real * a.imag]
-            return (*(torch.view_as_real(z.resolve_conj()) for z in found), *real)
-
-    x, y = torch.randn(2, 4, 5, 2, dtype=torch.float64)
-    mask = torch.rand(4, 5) < 0.5
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch's own
-        program = torch.export.export(Everything(), (x, y, mask)).run_decompositions()
-        real = RealArithmetic(program.module(check_guards=False))
-        again = torch.export.export(real, (x, y, mask))
-    complex_values = [
-        node for node in again.graph.nodes if isinstance(node.meta.get("val"), Tensor) and node.meta["val"].is_complex()
-    ]
-    assert {node.target for node in complex_values} <= {aten.complex.default, aten._fft_c2c.default}
-    for found, expected in zip(real(x, y, mask), Everything()(x, y, mask), strict=True):
-        assert_close(found, expected, atol=1e-12)
-
-
-def test_an_operation_without_real_form_is_named() -> None:
-    graph = fx.Graph()
-    x = graph.placeholder("x")
-    graph.output(graph.call_function(aten.exp.default, (graph.call_function(aten.view_as_complex.default, (x,)),)))
-    with pytest.raises(ValueError, match=r"^aten\.exp\.default on complex values has no real form$"):
-        RealArithmetic(fx.GraphModule({}, graph))(torch.zeros(3, 2))
-    assert Pair(torch.ones(1), torch.zeros(1)).re == 1

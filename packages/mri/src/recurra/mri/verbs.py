@@ -28,9 +28,9 @@ from recurra.core.verbs import (
 
 if TYPE_CHECKING:
     from recurra.core.evaluation import Table
+    from recurra.core.exporting import ExportReport
     from recurra.core.inference import Results
     from recurra.core.training import Report
-    from recurra.mri.exporting import ExportReport
     from recurra.mri.models.reconstructor import Reconstructor
 
 _CHECKPOINT = "Checkpoint folder, the name of a shipped one (rim-small), or a hub name."
