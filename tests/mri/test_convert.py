@@ -16,8 +16,7 @@ import yaml
 from torch import Tensor
 
 from recurra.core.testing import golden, golden_files
-from recurra.mri.conversion import convert
-from recurra.mri.key_maps import from_direct_recurrentvarnet, from_direct_rim
+from recurra.mri.conversion import convert, from_direct_recurrentvarnet, from_direct_rim
 from recurra.mri.models import CIRIM, DirectRIM, Reconstructor, RecurrentVarNet
 from recurra.mri.operators import sense_expand
 
@@ -189,6 +188,41 @@ def test_options_may_be_ours_or_the_authors(tmp_path: Path) -> None:
     out = convert(path, "mridc", tmp_path / "out", ["recurrent_layer=IndRNN", "fft=recentered-ortho", "maps=rss"])
     converted = CIRIM.from_pretrained(out)
     assert {"cell": "indrnn", "fft": "recentered-ortho", "maps": "rss"}.items() <= converted.config.items()
+
+
+def test_options_are_read_as_in_a_recipe(tmp_path: Path) -> None:
+    model = DirectRIM(hidden=4, length=4)
+    torch.save({"model": dict(model.state_dict())}, tmp_path / "rim.pt")
+    given = ["fft=centered-ortho", "length=4", "likelihood_scale=1e-3", "initializer_channels=[32, 32, 64, 64]"]
+    config = DirectRIM.from_pretrained(convert(tmp_path / "rim.pt", "direct", tmp_path / "out", given)).config
+    assert config["likelihood_scale"] == 1e-3
+    assert config["initializer_channels"] == (32, 32, 64, 64)
+    with pytest.raises(ValueError, match=r"^fft=\[1: not YAML: "):
+        convert(tmp_path / "rim.pt", "direct", tmp_path / "more", ["fft=[1"])
+
+
+@pytest.mark.usefixtures("unhooked")
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.pt", {"model": {"cell_list.0.conv_blocks.0.1.weight": torch.ones(1)}}),
+        ("a.pt", {"model": {3: torch.ones(1)}}),
+        ("a.pt", {"model": dict(DirectRIM(hidden=4).state_dict()), "sensitivity_model": [1]}),
+        ("a.ckpt", {"state_dict": {"cirim.0.x": torch.ones(1)}, "hyper_parameters": {"cfg": [1]}}),
+        ("a.ckpt", {"state_dict": {}, "hyper_parameters": FIRST_GENERATION | {"conv_filters": 6}}),
+        ("a.ckpt", {"state_dict": {}, "hyper_parameters": FIRST_GENERATION | {"conv_filters": [6, "6", [6]]}}),
+        ("a.ckpt", {"state_dict": {}, "hyper_parameters": FIRST_GENERATION | {"conv_filters": [10**12, 6, 2]}}),
+        ("a.ckpt", {"state_dict": {}, "hyper_parameters": FIRST_GENERATION | {"conv_dim": None}}),
+        ("a.ckpt", {"state_dict": {}, "hyper_parameters": FIRST_GENERATION | {"fft_type": ["orthogonal"]}}),
+    ],
+)
+def test_whatever_a_file_holds_the_error_names_it(tmp_path: Path, name: str, content: dict[str, Any]) -> None:
+    path = tmp_path / name
+    torch.save(content, path)
+    given = ("fft=centered-ortho", "length=8") if name == "a.pt" else ()
+    told = message(path, "direct" if name == "a.pt" else "mridc", *given)
+    assert told.startswith(f"{name}: ")
+    assert "\n" not in told
 
 
 @pytest.mark.parametrize("refine", ["unet", "none"])

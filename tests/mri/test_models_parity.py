@@ -1,4 +1,4 @@
-"""Models against golden pairs made by their authors' code, weights renamed by `recurra.mri.key_maps`."""
+"""Models against golden pairs made by their authors' code, weights renamed by `recurra.mri.conversion`."""
 
 import re
 from collections.abc import Iterable
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from recurra.core.nn import Conv2dGRU, ConvGRUCell, ConvIndRNNCell, ConvMGUCell, NormConv2dGRU
 from recurra.core.testing import Golden, assert_close, golden, golden_files
 from recurra.mri import operators
-from recurra.mri.key_maps import (
+from recurra.mri.conversion import (
     from_atommic,
     from_direct_recurrentvarnet,
     from_direct_rim,

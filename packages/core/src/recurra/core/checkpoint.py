@@ -45,7 +45,7 @@ class Pretrained(nn.Module, PyTorchModelHubMixin, library_name="recurra"):
         except TypeError:  # the constructor says it better
             return instance
         bound.apply_defaults()
-        instance.__dict__["_arguments"] = {key: _tuples(value) for key, value in bound.arguments.items()}
+        instance.__dict__["_arguments"] = {key: tuples(value) for key, value in bound.arguments.items()}
         instance.__dict__["metadata"] = {}
         return instance
 
@@ -119,7 +119,7 @@ class Pretrained(nn.Module, PyTorchModelHubMixin, library_name="recurra"):
         _check_keys(kind, config, folder)
         try:
             with torch.random.fork_rng(devices=[]):  # loading draws no random number that anyone sees
-                model = kind(**{key: _tuples(value) for key, value in config.items()})
+                model = kind(**{key: tuples(value) for key, value in config.items()})
         except (TypeError, ValueError, RuntimeError) as error:
             raise ValueError(f"{folder / CONFIG}: {kind.__name__} does not accept it: {_line(error)}") from error
         _load_weights(model, folder / WEIGHTS)
@@ -138,11 +138,11 @@ def _line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
-def _tuples(value: Any) -> Any:
+def tuples(value: Any) -> Any:
     """The value with every list in it turned into a tuple, as it would come back from a file."""
     if isinstance(value, (list, tuple)):
-        return tuple(_tuples(item) for item in value)
-    return {key: _tuples(item) for key, item in value.items()} if isinstance(value, dict) else value
+        return tuple(tuples(item) for item in value)
+    return {key: tuples(item) for key, item in value.items()} if isinstance(value, dict) else value
 
 
 def _jsonable(value: Any) -> bool:
