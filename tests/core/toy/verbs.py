@@ -2,28 +2,13 @@
 
 from pathlib import Path
 
-from recurra.core.verbs import (
-    Inputs,
-    Out,
-    Overrides,
-    Overwrite,
-    Quiet,
-    RecipeName,
-    Resume,
-    RunFolder,
-    Shard,
-    Workers,
-    app,
-    run,
-    spelled,
-    verb,
-)
+from recurra.core import verbs as v
 
 
-@verb
+@v.verb
 def train(
-    recipe: RecipeName, overrides: Overrides = (), *, out: RunFolder = None, resume: bool = False, tiny: bool = False,
-    device: str | None = None, overwrite: Overwrite = False, quiet: Quiet = False,
+    recipe: v.RecipeName, overrides: v.Overrides = (), *, out: v.RunFolder = None, resume: bool = False,
+    tiny: bool = False, device: str | None = None, overwrite: v.Overwrite = False, quiet: v.Quiet = False,
 ):  # fmt: skip
     """Train a smoother."""
     from recurra.core.training import TrainSettings, train
@@ -34,10 +19,10 @@ def train(
     return train(recipe, overrides, **seam, **options)
 
 
-@verb
+@v.verb
 def smooth(
-    checkpoint: str, inputs: Inputs, out: Out, *, workers: Workers = 1, shard: Shard = None, resume: Resume = False,
-    overwrite: Overwrite = False, quiet: Quiet = False,
+    checkpoint: str, inputs: v.Inputs, out: v.Out, *, workers: v.Workers = 1, shard: v.Shard = None,
+    resume: v.Resume = False, overwrite: v.Overwrite = False, quiet: v.Quiet = False,
 ):  # fmt: skip
     """Smooth series."""
     from recurra.toy.files import smooth_files
@@ -45,20 +30,20 @@ def smooth(
     return smooth_files(checkpoint, inputs, Path(out), workers, shard, resume, overwrite, quiet)
 
 
-@verb
+@v.verb
 def evaluate(
-    checkpoint: str, data: Inputs, *, out: Out = "evaluation", report: bool = False, workers: Workers = 1,
-    shard: Shard = None, resume: Resume = False, overwrite: Overwrite = False, quiet: Quiet = False,
+    checkpoint: str, data: v.Inputs, *, out: v.Out = "evaluation", report: bool = False, workers: v.Workers = 1,
+    shard: v.Shard = None, resume: v.Resume = False, overwrite: v.Overwrite = False, quiet: v.Quiet = False,
 ):  # fmt: skip
     """Score a smoother beside the series as they are."""
     from recurra.toy.files import score
 
-    command = report and spelled("recurra.toy", evaluate, locals())
+    command = report and v.spelled("recurra.toy", evaluate, locals())
     return score(checkpoint, data, Path(out), command, workers, shard, resume, overwrite, quiet)
 
 
-@verb
-def convert(path: str, source: str, out: Out, overrides: Overrides = (), *, overwrite: Overwrite = False):
+@v.verb
+def convert(path: str, source: str, out: v.Out, overrides: v.Overrides = (), *, overwrite: v.Overwrite = False):
     """Convert a colleague's weights."""
     from recurra.core.conversion import convert
     from recurra.toy.files import SOURCES
@@ -66,8 +51,8 @@ def convert(path: str, source: str, out: Out, overrides: Overrides = (), *, over
     return convert(path, SOURCES, source, out, overrides, overwrite=overwrite)
 
 
-@verb
-def export(checkpoint: str, out: Out, *, format: str = "pt2", overwrite: Overwrite = False):
+@v.verb
+def export(checkpoint: str, out: v.Out, *, format: str = "pt2", overwrite: v.Overwrite = False):
     """Export a smoother."""
     import torch
 
@@ -78,7 +63,7 @@ def export(checkpoint: str, out: Out, *, format: str = "pt2", overwrite: Overwri
     return export(made, out, format, package="recurra.toy", overwrite=overwrite)
 
 
-@verb
+@v.verb
 def info(checkpoint: str):
     """Show what a checkpoint holds."""
     from recurra.core.inference import describe
@@ -91,4 +76,4 @@ VERBS = (train, smooth, evaluate, convert, export, info)
 
 
 def main() -> None:
-    run(app("recurra.toy", "Smooth series.", VERBS))
+    v.run(v.app("recurra.toy", "Smooth series.", VERBS))
