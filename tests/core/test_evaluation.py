@@ -3,6 +3,7 @@
 import csv
 import importlib
 import json
+import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -187,7 +188,7 @@ def test_a_report_holds_pictures_of_the_first_files(
     report = {"command": "recurra-x evaluate", "checkpoint": {}, "higher_is_better": {"gain": True}}
     table = scored(files, out, draw=draws, report=report)
     assert table.outputs[-1] == out / "report.html"
-    page = table.outputs[-1].read_text()
+    page = re.sub("<(?!img)[^>]*>", "", table.outputs[-1].read_text())
     assert page.count("data:image/png;base64") == 3
     assert "recurra-x evaluate" in page
     assert "holds no number" in page
