@@ -5,7 +5,9 @@ Those that a resumed run needs write their part of `checkpoint["recurra"]`, and 
 
 import math
 import sys
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from functools import partial
 from importlib.metadata import version
 from typing import Any
 
@@ -19,6 +21,21 @@ from recurra.core.run_folder import STATE, RunFolder
 from recurra.core.sampling import ValidationBatches
 
 Row = dict[str, int | float]
+
+
+class Together(Callback):
+    """Callbacks as one, called in this order: the engine's overhead grows with every callback it knows."""
+
+    def __init__(self, *parts: Callback) -> None:
+        for name in (name for name in vars(Callback) if name.startswith("on_")):
+            hooks = [getattr(part, name) for part in parts if getattr(type(part), name) is not getattr(Callback, name)]
+            if hooks:
+                setattr(self, name, partial(_each, hooks))
+
+
+def _each(hooks: Sequence[Callable[..., None]], *arguments: Any, **named: Any) -> None:
+    for hook in hooks:
+        hook(*arguments, **named)
 
 
 class Bar(Callback):

@@ -19,7 +19,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch.utils.data import DataLoader
 
-from recurra.core.callbacks import Averages, Bar, LossWatch, Records
+from recurra.core.callbacks import Averages, Bar, LossWatch, Records, Together
 from recurra.core.checkpoint import Pretrained
 from recurra.core.device import choose_device
 from recurra.core.errors import Interrupted, UserError, nearest
@@ -265,8 +265,8 @@ def fit(
     records = Records(folder, losses, averages)
     with _quiet_lightning():
         folder.check(resume=resume, overwrite=overwrite, recipe=recipe)
-        callbacks = [Bar(quiet=quiet), losses, averages, records, Resumption(folder, signals)]
-        trainer = _trainer(settings, folder.path, callbacks)
+        callback = Together(Bar(quiet=quiet), losses, averages, records, Resumption(folder, signals))
+        trainer = _trainer(settings, folder.path, callback)
         seed_all(settings.seed + trainer.global_rank)
         shared = {"processes": trainer.world_size}
         batches = train_loader(data, settings.batch_size, accumulate=settings.accumulate, seed=settings.seed, **shared)
@@ -294,7 +294,7 @@ def fit(
     )
 
 
-def _trainer(settings: TrainSettings, out: Path, callbacks: list[Callback]) -> Trainer:
+def _trainer(settings: TrainSettings, out: Path, callback: Callback) -> Trainer:
     """Lightning's trainer, with everything off that we do ourselves."""
     return Trainer(
         **_machine(settings),
@@ -303,7 +303,7 @@ def _trainer(settings: TrainSettings, out: Path, callbacks: list[Callback]) -> T
         accumulate_grad_batches=settings.accumulate,
         gradient_clip_val=settings.clip,
         check_val_every_n_epoch=settings.validate_every,
-        callbacks=callbacks,
+        callbacks=[callback],
         logger=_logger(settings, out),
         default_root_dir=out,
         enable_checkpointing=False,
