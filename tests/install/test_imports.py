@@ -22,6 +22,26 @@ def test_import_of_kernels_needs_nothing_but_torch() -> None:
     assert done.stdout == "[]\n"
 
 
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import tempfile, torch\n"
+        "from recurra.core.checkpoint import Pretrained, read_container, read_foreign\n"
+        "class Toy(Pretrained):\n"
+        "    def __init__(self) -> None: super().__init__()\n"
+        "folder = tempfile.mkdtemp()\n"
+        "Toy().save_pretrained(folder); Toy.from_pretrained(folder)",
+        "from recurra.mri import load_checkpoint\nload_checkpoint('rim-small').prepared()",
+    ],
+    ids=["core", "mri"],
+)
+def test_loading_a_checkpoint_needs_no_command_line_and_no_engine(code: str) -> None:
+    heavy = "{'typer', 'click', 'rich', 'lightning', 'jsonargparse', 'monai', 'matplotlib', 'onnx', 'onnxruntime'}"
+    code = f"{code}\nimport sys; print(sorted({heavy} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
 @pytest.mark.parametrize("module", ["recurra.kernels", "recurra.core", "recurra.mri"])
 def test_public_names_resolve(module: str) -> None:
     code = f"import {module} as m; assert m.__all__; [getattr(m, name) for name in m.__all__]"
