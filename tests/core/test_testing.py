@@ -1,12 +1,14 @@
 import json
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from recurra.core.testing import Golden, Tolerance, assert_close, golden, golden_files, poison_empty
+from recurra.core.testing import Golden, Tolerance, assert_close, golden, golden_files
 
 
 @pytest.fixture
@@ -94,9 +96,9 @@ def test_assert_close_takes_trailing_two() -> None:
     assert_close(value, torch.view_as_real(value))
 
 
-def test_poison_empty_reaches_torch_and_numpy() -> None:
+def test_poisoned_memory_reaches_torch_and_numpy(poisoned_memory: Any) -> None:
     before = np.empty
-    with poison_empty():
+    with poisoned_memory():
         assert torch.empty(3).isnan().all()
         assert torch.empty_like(torch.zeros(2, dtype=torch.complex64)).isnan().all()
         assert torch.zeros(3).new_empty(5).isnan().all()
@@ -105,3 +107,29 @@ def test_poison_empty_reaches_torch_and_numpy() -> None:
         assert np.isnan(np.empty_like(np.zeros(3))).all()
     assert not torch.are_deterministic_algorithms_enabled()
     assert np.empty is before
+
+
+def test_poison_fills_the_memory_of_the_process(request: pytest.FixtureRequest) -> None:
+    if not request.config.getoption("--poison"):
+        pytest.skip("--poison is not given")
+    for size in (1, 3, 40, 5000, 2_000_000):
+        assert torch.empty(size).min() > 3e38
+        assert torch.empty(size, dtype=torch.float64).min() > 1e306
+        assert size < 1000 or np.empty(size).min() > 1e306
+
+
+def test_shuffle_draws_the_same_order_for_the_same_seed(request: pytest.FixtureRequest) -> None:
+    plugins = request.config.pluginmanager.get_plugins()
+    conftest: Any = next(p for p in plugins if getattr(p, "begin_again", None))
+    names = [f"test_{i}" for i in range(50)]
+
+    def order(seed: int | None) -> list[str]:
+        items = [mock.Mock(name=name, get_closest_marker=lambda mark: None) for name in names]
+        numbered = {id(item): name for item, name in zip(items, names, strict=True)}
+        conftest.pytest_collection_modifyitems(mock.Mock(getoption=lambda option: seed), items)
+        return [numbered[id(item)] for item in items]
+
+    assert order(None) == names
+    assert order(1) == order(1)
+    assert names != order(1) != order(2)
+    assert sorted(order(1)) == sorted(names)

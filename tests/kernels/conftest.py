@@ -1,14 +1,13 @@
-"""Kernels compiled for a GPU that is not there; where there is one, the tests of Triton's kernels are tests of it."""
+"""Triton's interpreter without detours; kernels compiled for a GPU that is not there, and tests of one that is."""
 
+import functools
+import importlib.util
 import json
 import os
 import subprocess
 import sys
-import warnings
-from contextlib import contextmanager
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from visits import visiting
@@ -65,30 +64,42 @@ def ahead_of_time(tmp_path):
     return run
 
 
-@pytest.fixture
-def poisoned_memory():
-    """The context in which memory that is not yet written holds NaN, integers their largest value."""
+@pytest.fixture(scope="session", autouse=True)
+def straight_interpreter():
+    """Leaves out what Triton's interpreter does again and again to the same effect, a third of its time.
 
-    def poisoning(make):
-        def made(*arguments, **named):
-            array = make(*arguments, **named)
-            if array.dtype.kind in "fciu":
-                array.fill(np.nan if array.dtype.kind in "fc" else np.iinfo(array.dtype).max)
-            return array
+    It makes all of Triton's language its own for a kernel, and once more for every function that the kernel calls; and
+    it makes its table of dtypes for every look-up.
+    """
+    if os.environ.get("TRITON_INTERPRET") != "1" or importlib.util.find_spec("triton") is None:
+        yield
+        return
+    from triton.runtime import interpreter
 
-        return made
+    patch_language, find, found = interpreter._patch_lang, interpreter._get_np_dtype, {}
 
-    @contextmanager
-    def poisoned():
-        with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
-            for name in ("empty", "empty_like"):
-                patch.setattr(np, name, poisoning(getattr(np, name)))
-            # Torch fills its memory where it is told to be deterministic; only that is wanted.
-            warnings.filterwarnings("ignore", message=".*does not have a deterministic implementation.*")
-            torch.use_deterministic_algorithms(True, warn_only=True)
-            try:
-                yield
-            finally:
-                torch.use_deterministic_algorithms(False)
+    done = set()
 
-    return poisoned
+    @functools.cache
+    def languages(function):
+        values = function.__globals__.values()
+        return frozenset(v.__name__ for v in values if any(v is tl for tl in (interpreter.tl, interpreter.tl.core)))
+
+    def once(function):
+        if sys._getframe(1).f_code is not interpreter.InterpretedFunction.__call__.__code__:
+            done.clear()
+        elif languages(function) <= done:
+            return None
+        done.update(languages(function))
+        return patch_language(function)
+
+    def dtype(kind):
+        name = kind.scalar.name
+        if name not in found:
+            found[name] = find(kind)
+        return found[name]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(interpreter, "_patch_lang", once)
+        patch.setattr(interpreter, "_get_np_dtype", dtype)
+        yield

@@ -1,4 +1,4 @@
-"""What the tests of every part share: golden pairs, a comparison that says how far off, poisoned memory.
+"""What the tests of every part share: golden pairs, and a comparison that says how far off.
 
 A golden pair is `NAME.json` (reference, config, notes, tolerance) beside `NAME.safetensors` (`state.*`, `input.*`,
 `output.*`, `grad.*`), made by an architecture's own authors' code. Tests take everything from the pair, so that the
@@ -8,14 +8,10 @@ same test serves any other pair of the same form.
 import fnmatch
 import json
 import re
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import numpy as np
 import torch
@@ -223,38 +219,3 @@ def _as_double(value: "Tensor | NDArray[Any] | float") -> Tensor:
     """Value as a float64 or complex128 tensor on the CPU."""
     tensor = torch.as_tensor(value).detach().cpu()
     return tensor.to(torch.complex128 if tensor.is_complex() else torch.float64)
-
-
-@contextmanager
-def poison_empty() -> Iterator[None]:
-    """While inside, uninitialised memory of torch and numpy holds NaN (integers: their largest value).
-
-    Reaches `torch.empty` and its kin whoever calls them, so a kernel that forgets to write an element, or reads one it
-    never wrote, shows.
-    """
-    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    empty, empty_like = np.empty, np.empty_like
-
-    def poisoned(*args: Any, **kwargs: Any) -> NDArray[Any]:
-        return _poison(empty(*args, **kwargs))
-
-    def poisoned_like(*args: Any, **kwargs: Any) -> NDArray[Any]:
-        return _poison(empty_like(*args, **kwargs))
-
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    try:
-        with warnings.catch_warnings(), mock.patch.multiple(np, empty=poisoned, empty_like=poisoned_like):
-            # Only the filling is wanted; operators that have no deterministic form may go on as they are.
-            warnings.filterwarnings("ignore", message=".*does not have a deterministic implementation.*")
-            yield
-    finally:
-        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
-
-
-def _poison(array: NDArray[Any]) -> NDArray[Any]:
-    """The array, filled with what no result may contain."""
-    if array.dtype.kind in "fc":
-        array.fill(np.nan)
-    elif array.dtype.kind in "iu":
-        array.fill(np.iinfo(array.dtype).max)
-    return array
