@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 
 from recurra.core.errors import Interrupted, UserError
 from recurra.core.evaluation import Method, Run, Table, score_files
+from recurra.core.inference import Runs
 
 # Processes that are started anew import their work by its name.
 WORK = """
@@ -59,9 +60,10 @@ def done(work: ModuleType) -> list[str]:
 
 @pytest.fixture
 def scored(work: ModuleType) -> Callable[..., Table]:
-    def scored(files: list[Path], out: Path | None, *, workers: int = 1, options: str = "x", **more: Any) -> Table:
-        run = Run(out, "numbers", "unit", options=options, **{"draw": draw, **more})
-        return score_files(files, work.prepare, run, workers=workers, quiet=True)
+    def scored(files: list[Path], out: Path | None, *, options: str = "x", **more: Any) -> Table:
+        runs = {name: more.pop(name) for name in ("workers", "shard", "resume") if name in more}
+        run = Run(out, "numbers", "unit", options, **{"draw": draw, **more}, runs=Runs(quiet=True, **runs))
+        return score_files(files, work.prepare, run)
 
     return scored
 

@@ -18,7 +18,7 @@ import torch
 from recurra.core.checkpoint import Pretrained
 from recurra.core.errors import FileError, Interrupted, UserError, blaming
 from recurra.core.files import find_inputs, guard_inputs
-from recurra.core.inference import Origin, Result, Results, describe, each_file, load, outcomes, share
+from recurra.core.inference import Origin, Result, Results, Runs, describe, each_file, load, outcomes, share
 
 
 class Doubler(Pretrained):
@@ -77,7 +77,13 @@ def folder(tmp_path: Path) -> Path:
 def run(folder: Path, work: ModuleType) -> Callable[..., Results]:
     def run(**options: Any) -> Results:
         prepare = functools.partial(work.prepare, folder / "out")
-        return each_file(find_inputs(folder / "in", [".txt"]), prepare, folder / "out", quiet=True, **options)
+        return each_file(
+            find_inputs(folder / "in", [".txt"]),
+            prepare,
+            folder / "out",
+            Runs(quiet=True, **{name: value for name, value in options.items() if name != "kept"}),
+            **({"kept": options["kept"]} if "kept" in options else {}),
+        )
 
     return run
 
@@ -128,10 +134,10 @@ def test_what_is_kept_is_not_done_again(folder: Path, run: Callable[..., Results
     def kept(path: Path) -> Result | None:
         return Result(path, [path]) if path.stem in "03" else None
 
-    results = run(kept=kept)
+    results = run(kept=kept, resume=True)
     assert [bool(result.seconds) for result in results] == [False, True, True, False, True]
     assert {path.stem for path in (folder / "out").iterdir()} == {"1", "4"}
-    assert [result.file.stem for result in run(shard="2/2", kept=kept)] == ["1", "3"]
+    assert [result.file.stem for result in run(shard="2/2", kept=kept, resume=True)] == ["1", "3"]
 
 
 def test_ctrl_c_says_what_is_done(folder: Path, work: ModuleType) -> None:
@@ -143,7 +149,7 @@ def test_ctrl_c_says_what_is_done(folder: Path, work: ModuleType) -> None:
 
     files = find_inputs(folder / "in", [".txt"])
     with pytest.raises(Interrupted) as caught:
-        each_file(files, lambda: stops, folder / "out", quiet=True)
+        each_file(files, lambda: stops, folder / "out", Runs(quiet=True))
     line = f"interrupted in {folder}/in/3.txt; 2 of 5 files are done, in {folder}/out; give the others again"
     assert str(caught.value) == line
 
@@ -153,7 +159,7 @@ import functools, sys, time
 from pathlib import Path
 from recurra.core.errors import Interrupted
 from recurra.core.files import writing
-from recurra.core.inference import Result, each_file
+from recurra.core.inference import Result, Runs, each_file
 
 def slow(out, path):
     with writing(out / path.name) as part:
@@ -168,7 +174,7 @@ if __name__ == "__main__":
     folder = Path(sys.argv[1])
     files = sorted((folder / "in").iterdir())
     try:
-        each_file(files, functools.partial(prepare, folder / "out"), folder / "out", workers=2, quiet=True)
+        each_file(files, functools.partial(prepare, folder / "out"), folder / "out", Runs(2, quiet=True))
     except Interrupted as stop:
         print(stop)
 """

@@ -8,7 +8,7 @@ from recurra.core.errors import blaming
 from recurra.core.evaluation import Method, Run, Scores, score_files
 from recurra.core.files import find_inputs, guard_inputs, open_output, writing
 from recurra.core.foreign import read_foreign
-from recurra.core.inference import Origin, Result, describe, each_file, load, options_digest, share
+from recurra.core.inference import Origin, Result, describe, each_file, kept, load, options_digest, share
 from recurra.toy.training import Smoother
 
 
@@ -32,19 +32,19 @@ def smoothing(checkpoint, out):
     return work
 
 
-def smooth_files(checkpoint, inputs, out, workers, shard, resume, overwrite, quiet):
+def smooth_files(checkpoint, inputs, out, runs):
     files, model = find_inputs(inputs, [".txt"]), load_smoother(checkpoint)
-    outputs = [out / path.name for _, path in share(files, shard)]
+    outputs = [out / path.name for _, path in share(files, runs.shard)]
     guard_inputs(outputs, files)
-    for output in [] if resume else outputs:
-        open_output(output, overwrite)
+    for output in [] if runs.resume else outputs:
+        open_output(output, runs.overwrite)
 
-    def kept(path):
-        made = resume and (out / path.name).exists() and (out / path.name).read_text().partition("\n")[0][2:]
-        return Result(path, [out / path.name], 1, "series") if made == str(Origin.of(path, model, {})) else None
+    def earlier(path):
+        there = [output for output in [out / path.name] if output.exists()]
+        made = {output: output.read_text().partition("\n")[0][2:] for output in there}
+        return Result(path, list(made), 1, "series") if kept(made, 1, Origin.of(path, model, {})) else None
 
-    work = partial(smoothing, checkpoint, out)
-    return each_file(files, work, out, workers=workers, shard=shard, kept=kept, quiet=quiet)
+    return each_file(files, partial(smoothing, checkpoint, out), out, runs, kept=earlier)
 
 
 def scoring(checkpoint):
@@ -58,12 +58,11 @@ def scoring(checkpoint):
     return score
 
 
-def score(checkpoint, data, out, command, workers, shard, resume, overwrite, quiet):
+def score(checkpoint, data, out, command, runs):
     model = load_smoother(checkpoint)
-    report = command and {"command": command, "checkpoint": describe(model), "higher_is_better": {"roughness": False}}
-    digest = options_digest(model, {})
-    run = Run(out, "roughness", "series", digest, None, shard, resume, overwrite, report or None)
-    return score_files(find_inputs(data, [".txt"]), partial(scoring, checkpoint), run, workers=workers, quiet=quiet)
+    report = command and {"command": command, "checkpoint": describe(model)}
+    run = Run(out, "roughness", "series", options_digest(model, {}), runs=runs, report=report or None)
+    return score_files(find_inputs(data, [".txt"]), partial(scoring, checkpoint), run)
 
 
 def colleague(path, given):

@@ -25,9 +25,10 @@ def smooth(
     resume: v.Resume = False, overwrite: v.Overwrite = False, quiet: v.Quiet = False,
 ):  # fmt: skip
     """Smooth series."""
+    from recurra.core.inference import Runs
     from recurra.toy.files import smooth_files
 
-    return smooth_files(checkpoint, inputs, Path(out), workers, shard, resume, overwrite, quiet)
+    return smooth_files(checkpoint, inputs, Path(out), Runs(workers, shard, resume, overwrite, quiet))
 
 
 @v.verb
@@ -36,10 +37,11 @@ def evaluate(
     shard: v.Shard = None, resume: v.Resume = False, overwrite: v.Overwrite = False, quiet: v.Quiet = False,
 ):  # fmt: skip
     """Score a smoother beside the series as they are."""
+    from recurra.core.inference import Runs
     from recurra.toy.files import score
 
     command = report and v.spelled("recurra.toy", evaluate, locals())
-    return score(checkpoint, data, Path(out), command, workers, shard, resume, overwrite, quiet)
+    return score(checkpoint, data, Path(out), command, Runs(workers, shard, resume, overwrite, quiet))
 
 
 @v.verb

@@ -13,7 +13,7 @@ from typing import Any
 
 from recurra.core.errors import FileError, Interrupted, UserError
 from recurra.core.files import open_output, writing
-from recurra.core.inference import Work, failures, file_digest, outcomes, shard_of, share
+from recurra.core.inference import Runs, Work, failures, file_digest, outcomes, shard_of, share
 from recurra.core.verbs import print_table
 
 TABLE, MEANS, PICTURE, PICTURES, REPORT = "metrics.csv", "metrics.json", "comparison.png", "pictures", "report.html"
@@ -166,9 +166,7 @@ class Run:
         unit: what is counted: "slice" gives the column seconds_a_slice.
         options: digest of all that changes the numbers.
         draw: makes a PNG of a `Scores.picture`.
-        shard: "I/N", the share of the files that is scored here.
-        resume: keep the scores of files that have not changed.
-        overwrite: replace what is in the folder.
+        runs: how the files are gone through.
         report: facts for the page to read; None for no page.
     """
 
@@ -177,9 +175,7 @@ class Run:
     unit: str
     options: str = ""
     draw: Callable[[Path, Any], object] | None = None
-    shard: str | None = None
-    resume: bool = False
-    overwrite: bool = False
+    runs: Runs = field(default_factory=Runs)
     report: Mapping[str, Any] | None = None
 
 
@@ -202,37 +198,33 @@ def check(run: Run) -> None:
     Raises:
         UserError: its share is none, or its folder holds something else.
     """
-    _, count = shard_of(run.shard)
+    _, count = shard_of(run.runs.shard)
     if run.out is None:
-        if count > 1 or run.resume:
+        if count > 1 or run.runs.resume:
             raise UserError("--shard and --resume need --out, where the scores of each share are kept")
         return
-    if run.resume:
+    if run.runs.resume:
         return
     mine = _part(run)
     others = {path for path in run.out.glob("*") if path != mine} if run.out.is_dir() else set()
     shared = count > 1 and all(_of_shares(path, count) for path in others) and not mine.exists()
     if not shared:
-        open_output(run.out, run.overwrite)
+        open_output(run.out, run.runs.overwrite)
 
 
-def score_files(
-    files: Sequence[Path], prepare: Callable[[], Work[Scores]], run: Run, *, workers: int = 1, quiet: bool = False
-) -> Table:
+def score_files(files: Sequence[Path], prepare: Callable[[], Work[Scores]], run: Run) -> Table:
     """The table of all methods over the files; one that fails is listed and the others are scored.
 
     Args:
         files: all of the run, whatever the share.
         prepare: makes the scoring of a path, once in every process.
         run: see there.
-        workers: processes; the scores are those of one.
-        quiet: show no progress.
 
     Raises:
         Interrupted: Ctrl-C; the text says what is kept.
     """
     check(run)
-    chosen = share(files, run.shard)
+    chosen = share(files, run.runs.shard)
     known = _kept(run)
     digests = {path: file_digest(path) if path.is_file() else "" for _, path in chosen} if run.out else {}
     done: list[_File] = []
@@ -242,7 +234,7 @@ def score_files(
             done.append(_File(**{**asdict(old), "index": index}))
     left = [(index, path) for index, path in chosen if index not in {one.index for one in done}]
     try:
-        made = outcomes([path for _, path in left], prepare, workers=workers, quiet=quiet)
+        made = outcomes([path for _, path in left], prepare, workers=run.runs.workers, quiet=run.runs.quiet)
         for (index, path), outcome in zip(left, made, strict=True):
             one = _File(index, str(path), digests.get(path, ""))
             if outcome.value is None:
@@ -266,7 +258,7 @@ def score_files(
 def _part(run: Run) -> Path:
     """Where the scores of this share are until all shares are there."""
     assert run.out is not None
-    first, count = shard_of(run.shard)
+    first, count = shard_of(run.runs.shard)
     return run.out / f"scores-{first}-of-{count}.json"
 
 
@@ -288,7 +280,7 @@ def _kept(run: Run) -> dict[str, _File]:
     Raises:
         UserError: it was made with other options, or cannot be read.
     """
-    if run.out is None or not run.resume:
+    if run.out is None or not run.runs.resume:
         return {}
     found: dict[str, _File] = {}
     for path in (run.out / MEANS, _part(run)):
@@ -316,7 +308,7 @@ def _draw(run: Run, one: _File, picture: Any, before: Sequence[_File]) -> None:
     if run.out is None or run.draw is None or picture is None:
         return
     run.out.mkdir(parents=True, exist_ok=True)
-    first, count = shard_of(run.shard)
+    first, count = shard_of(run.runs.shard)
     if not any(other.index < one.index for other in before):
         name = PICTURE if count == 1 else PICTURE.replace(".", f"-{first}-of-{count}.")
         run.draw(run.out / name, picture)
@@ -330,7 +322,7 @@ def _draw(run: Run, one: _File, picture: Any, before: Sequence[_File]) -> None:
 
 def _finish(run: Run, done: Sequence[_File], files: Sequence[Path]) -> Table:
     """The table of this share; once all shares are there, of all, with its files."""
-    first, count = shard_of(run.shard)
+    first, count = shard_of(run.runs.shard)
     if run.out is None:
         return _table(run, done, len(files))
     parts = [run.out / f"scores-{number}-of-{count}.json" for number in range(1, count + 1)]
@@ -389,7 +381,7 @@ def _write(run: Run, table: Table, done: Sequence[_File]) -> list[Path]:
     with writing(written[1]) as part:
         text = json.dumps({**content, "files": [asdict(one) for one in done]}, indent=1)
         part.write_text(text, encoding="utf-8")
-    _, count = shard_of(run.shard)
+    _, count = shard_of(run.runs.shard)
     drawn = sorted(run.out.glob(f"comparison-*-of-{count}.png"), key=lambda path: int(path.stem.split("-")[1]))
     firsts = {int(path.stem.split("-")[1]): path for path in drawn}
     if firsts:  # of the share that scored the first file of all

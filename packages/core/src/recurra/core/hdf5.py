@@ -1,7 +1,8 @@
 """Opening HDF5 files of other people: no locks taken, every failure one line. A domain that uses it depends on h5py."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import h5py
 import numpy as np
@@ -38,3 +39,31 @@ def read(path: Path, dataset: Any, selection: Any, what: str) -> NDArray[Any]:
         return np.asarray(dataset[selection])
     except (OSError, RuntimeError):
         raise ValueError(f"{path}: {what} cannot be read; the file is cut short or damaged") from None
+
+
+def contiguous(path: Path, name: str, shape: tuple[int, ...], attributes: Mapping[str, str]) -> BinaryIO:
+    """The file, laid out for one float32 dataset and open where its values go, to be written by plain means.
+
+    When a disk fills up, HDF5 cannot close its file any more and takes the process down with it; a plain file just
+    reports the error. The same values make the same bytes.
+
+    Args:
+        path: of the new file.
+        name: of the dataset.
+        shape: of the dataset; its values follow in C order, little-endian.
+        attributes: of the file.
+    """
+    with path.open("wb") as probe:  # whether there is room for what HDF5 writes itself
+        probe.write(bytes(2**16))
+    with h5py.File(path, "w", locking=False) as file:
+        layout = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+        layout.set_layout(h5py.h5d.CONTIGUOUS)
+        layout.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
+        layout.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
+        layout.set_obj_track_times(False)
+        file.attrs.update(attributes)
+        space = h5py.h5s.create_simple(shape)
+        start = h5py.h5d.create(file.id, name.encode(), h5py.h5t.IEEE_F32LE, space, layout).get_offset()
+    stream = path.open("r+b")
+    stream.seek(start)
+    return stream

@@ -107,6 +107,30 @@ def options_digest(model: Pretrained, options: Mapping[str, object]) -> str:
     return digest.hexdigest()[:24]
 
 
+def kept(outputs: Mapping[Path, str | None], expected: int, origin: Origin, extras: Sequence[Path] = ()) -> bool:
+    """Whether an earlier run left the whole result of the same input and options.
+
+    Args:
+        outputs: those that are there, with the text that each says it was made from: None for one of ours that is
+            damaged, "" for somebody else's.
+        expected: how many there should be.
+        origin: what they should be made from.
+        extras: files beside them that say nothing.
+
+    Raises:
+        UserError: one is somebody else's, or was made with other options; it would be lost.
+    """
+    for output, text in outputs.items():
+        before = Origin.read(text)
+        if text is not None and (before is None or before.options != origin.options):
+            raise UserError(
+                f"{output}: was made by another checkpoint or with other options; "
+                "give the same, choose another --out, or pass --overwrite"
+            )
+    whole = len(outputs) == expected and all(extra.exists() for extra in extras)
+    return whole and all(text == str(origin) for text in outputs.values())
+
+
 # --- many files
 
 
@@ -182,6 +206,25 @@ def shard_of(shard: str | None) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
+@dataclass(frozen=True)
+class Runs:
+    """How a verb goes through its files: the options that all such verbs have.
+
+    Attributes:
+        workers: processes; the results are those of one.
+        shard: "I/N", the share of the files that is done here.
+        resume: keep what is whole and of the same input.
+        overwrite: replace what is there.
+        quiet: show no progress.
+    """
+
+    workers: int = 1
+    shard: str | None = None
+    resume: bool = False
+    overwrite: bool = False
+    quiet: bool = False
+
+
 @dataclass
 class Outcome(Generic[_Value]):
     """What became of a file: a value, or the error that a file can cause."""
@@ -196,12 +239,10 @@ def each_file(
     files: Sequence[Path],
     prepare: Callable[[], Work[Result]],
     out: Path,
+    runs: Runs,
     *,
-    workers: int = 1,
-    shard: str | None = None,
     kept: Callable[[Path], Result | None] = lambda path: None,
     kind: type[Result] = Result,
-    quiet: bool = False,
 ) -> Results:
     """The results of the files, in their order; one that fails is reported in its result and the others are done.
 
@@ -209,21 +250,20 @@ def each_file(
         files: the inputs.
         prepare: makes the work, once in every process: a function of a path.
         out: where results go, for messages.
-        workers: processes; the results are those of one.
-        shard: "I/N", the share of the files that is done here.
-        kept: the result that an earlier run left of a file, or None; such files are not done again.
+        runs: how; with `resume`, files whose result is `kept` are not done again.
+        kept: the result that an earlier run left of a file, or None.
         kind: of the results of files that fail.
-        quiet: show no progress.
 
     Raises:
         UserError: the share is none, or a process died.
         Interrupted: Ctrl-C; its text says how many files are done.
     """
-    chosen = [path for _, path in share(files, shard)]
-    results: dict[Path, Result] = {path: result for path in chosen if (result := kept(path)) is not None}
+    chosen = [path for _, path in share(files, runs.shard)]
+    resumed = chosen if runs.resume and not runs.overwrite else []
+    results: dict[Path, Result] = {path: result for path in resumed if (result := kept(path)) is not None}
     left = [path for path in chosen if path not in results]
     try:
-        for outcome in outcomes(left, prepare, workers=workers, quiet=quiet):
+        for outcome in outcomes(left, prepare, workers=runs.workers, quiet=runs.quiet):
             result = outcome.value or kind(outcome.file, error=str(outcome.error), cause=outcome.error)
             result.seconds = outcome.seconds
             results[outcome.file] = result

@@ -12,8 +12,8 @@ from torch import Tensor
 from recurra.core.errors import FileError, UserError, blaming
 from recurra.core.evaluation import FileScores, Method, Run, Scores, Table, check, score_files
 from recurra.core.files import find_inputs
-from recurra.core.inference import Work, describe
-from recurra.core.verbs import progress
+from recurra.core.inference import Runs, Work, describe
+from recurra.core.verbs import Inputs, progress
 from recurra.mri.baselines import BASELINES
 from recurra.mri.data import Volume, open_volume
 from recurra.mri.figures import error_map_png
@@ -26,7 +26,7 @@ from recurra.mri.preprocess import PreparedSlice, Preprocess
 
 def evaluate_files(
     how: Reconstruction,
-    data: Sequence[str | Path] | str | Path,
+    data: Inputs,
     *,
     out: Path | None,
     split: str | None,
@@ -34,10 +34,7 @@ def evaluate_files(
     baselines: Sequence[str],
     holdout: float,
     command: str | None,
-    workers: int,
-    shard: str | None,
-    resume: bool,
-    overwrite: bool,
+    runs: Runs,
 ) -> Table:
     """What the verb `evaluate` does, with its options; `command` repeats it, and asks for the page to read."""
     for name, value, known in (("metrics", [metrics], METRICS), ("baselines", baselines, BASELINES)):
@@ -47,7 +44,7 @@ def evaluate_files(
     given = [data] if isinstance(data, str | Path) else data
     found = find_inputs([Path(item) / split if split else item for item in given], SUFFIXES)
     what = "held-out samples" if holdout else metrics
-    run = Run(out, what, "slice", draw=_draw, shard=shard, resume=resume, overwrite=overwrite)
+    run = Run(out, what, "slice", draw=_draw, runs=runs)
     check(run)
     how.check()
     run.options = how.digest(metrics=metrics, baselines=tuple(baselines), holdout=holdout)
@@ -58,8 +55,8 @@ def evaluate_files(
             "higher_is_better": HIGHER_IS_BETTER,
             "main": None if holdout else "ssim",
         }
-    scoring = _Scoring(how if workers == 1 else how.copy(), metrics, tuple(baselines), holdout)
-    return score_files(found, scoring, run, workers=workers, quiet=how.quiet)
+    scoring = _Scoring(how if runs.workers == 1 else replace(how), metrics, tuple(baselines), holdout)
+    return score_files(found, scoring, run)
 
 
 def _draw(path: Path, picture: dict[str, np.ndarray]) -> None:

@@ -17,17 +17,29 @@ from torch import Tensor
 from recurra.core.device import PrecisionName, choose_device, in_precision
 from recurra.core.errors import FileError, UserError, blaming
 from recurra.core.files import find_inputs, guard_inputs, open_output
-from recurra.core.inference import Origin, Result, Results, Work, each_file, file_digest, load, options_digest, share
-from recurra.core.verbs import progress
+from recurra.core.inference import (
+    Origin,
+    Result,
+    Results,
+    Runs,
+    Work,
+    each_file,
+    file_digest,
+    kept,
+    load,
+    options_digest,
+    share,
+)
+from recurra.core.verbs import Inputs, progress
 from recurra.mri.data import Volume, open_volume
 from recurra.mri.data.dataset import prepare
 from recurra.mri.data.maps import MapsFile
 from recurra.mri.figures import preview_png
 from recurra.mri.masks import MASKS, MaskGenerator, file_seed
-from recurra.mri.models.reconstructor import Reconstructor
+from recurra.mri.models.reconstructor import Maps, Reconstructor
 from recurra.mri.operators import center_crop
 from recurra.mri.outputs import OutputFormat, origin_of, volume_writer
-from recurra.mri.preprocess import Maps, PreparedSlice, Preprocess
+from recurra.mri.preprocess import PreparedSlice, Preprocess
 
 if TYPE_CHECKING:
     from recurra.mri.verbs import Undersampling
@@ -99,10 +111,6 @@ class Reconstruction:
         maps = file_digest(given) if own else None
         options = {"maps": self.maps, "given": maps, "drawn": drawn, "coils": self.coils, "precision": self.precision}
         return options_digest(self.model, options | more)
-
-    def copy(self) -> "Reconstruction":
-        """The same without what it has loaded, for another process."""
-        return replace(self)
 
     def slices(self, volume: Volume, steps: Preprocess | None = None) -> Iterator[PreparedSlice]:
         """The slices of a volume as the network takes them, read one by one.
@@ -254,32 +262,16 @@ class _ToFiles:
         if not there:
             return None
         origin = Origin(file_digest(path), self.how.digest())
-        found = [(output, *origin_of(output)) for output in there]
-        for output, text, _ in found:
-            before = Origin.read(text)
-            if text is not None and (before is None or before.options != origin.options):
-                raise UserError(
-                    f"{output}: was made by another checkpoint or with other options; "
-                    "give the same, choose another --out, or pass --overwrite"
-                )
+        found = {output: origin_of(output) for output in there}
         pictures = [self.out / f"{path.stem}.png"] if self.preview else []
-        whole = len(there) == len(outputs) and all(picture.exists() for picture in pictures)
-        if not whole or any(text != str(origin) for _, text, _ in found):
+        made = {output: text for output, (text, _) in found.items()}
+        if not kept(made, len(outputs), origin, pictures):
             return None
-        return VolumeResult(path, outputs + pictures, found[0][2])
+        return VolumeResult(path, outputs + pictures, found[outputs[0]][1])
 
 
 def reconstruct_files(
-    how: Reconstruction,
-    inputs: Sequence[str | Path] | str | Path,
-    out: Path,
-    *,
-    formats: Sequence[str],
-    preview: bool,
-    workers: int,
-    shard: str | None,
-    resume: bool,
-    overwrite: bool,
+    how: Reconstruction, inputs: Inputs, out: Path, *, formats: Sequence[str], preview: bool, runs: Runs
 ) -> Results:
     """What the verb `reconstruct` does, with its options."""
     known = get_args(OutputFormat)
@@ -290,11 +282,10 @@ def reconstruct_files(
     found = find_inputs(inputs, SUFFIXES)
     chosen: Any = tuple(formats)
     work = _ToFiles(how, out, chosen, preview)
-    outputs = [output for _, path in share(found, shard) for output in work.outputs(path)]
+    outputs = [output for _, path in share(found, runs.shard) for output in work.outputs(path)]
     guard_inputs(outputs, found)
-    for output in () if resume else outputs:
-        open_output(output, overwrite)
+    for output in () if runs.resume else outputs:
+        open_output(output, runs.overwrite)
     how.check()
-    prepare = work if workers == 1 else replace(work, how=how.copy())
-    kept = work.kept if resume and not overwrite else lambda path: None
-    return each_file(found, prepare, out, workers=workers, shard=shard, kept=kept, kind=VolumeResult, quiet=how.quiet)
+    prepare = work if runs.workers == 1 else replace(work, how=replace(how))  # without what it has loaded
+    return each_file(found, prepare, out, runs, kept=work.kept, kind=VolumeResult)

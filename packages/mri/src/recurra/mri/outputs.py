@@ -8,7 +8,6 @@ import hashlib
 import math
 import re
 from contextlib import AbstractContextManager, suppress
-from io import BufferedIOBase
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +17,7 @@ from jaxtyping import Float64
 from numpy.typing import NDArray
 
 from recurra.core.files import Writer, extra, finished
+from recurra.core.hdf5 import contiguous
 
 OutputFormat = Literal["fastmri", "nifti", "dicom"]
 
@@ -34,6 +34,7 @@ class VolumeWriter(Writer[NDArray[Any]]):
     def __init__(self, path: Path, shape: tuple[int, int, int], *, origin: str = "") -> None:
         super().__init__(path, shape[0], what="slices")
         self.shape, self.origin = shape, origin
+        self._file: Any = None
 
     def check(self, piece: NDArray[Any]) -> None:
         """Refuses a slice (row, column), real or complex, of another size or with values that are no numbers."""
@@ -42,43 +43,27 @@ class VolumeWriter(Writer[NDArray[Any]]):
         if not np.isfinite(piece).all():
             raise ValueError(f"{self.path}: slice {self.written} of the reconstruction has NaN or infinite values")
 
-
-class FastMRIWriter(VolumeWriter):
-    """The submission format of fastMRI: dataset `reconstruction`, float32 (slice, row, column).
-
-    HDF5 lays the file out; the slices are then written to their place by plain means. When a disk fills up, HDF5
-    cannot close its file any more and takes the process down with it; a plain file just reports the error.
-    """
-
-    def __init__(self, path: Path, shape: tuple[int, int, int], *, origin: str = "") -> None:
-        super().__init__(path, shape, origin=origin)
-        with path.open("wb") as probe:  # whether there is room for what HDF5 writes itself
-            probe.write(bytes(2**16))
-        with h5py.File(path, "w", locking=False) as file:
-            layout = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
-            layout.set_layout(h5py.h5d.CONTIGUOUS)
-            layout.set_alloc_time(h5py.h5d.ALLOC_TIME_EARLY)
-            layout.set_fill_time(h5py.h5d.FILL_TIME_NEVER)
-            layout.set_obj_track_times(False)  # the same image is the same file
-            if origin:
-                file.attrs["recurra"] = origin
-            space = h5py.h5s.create_simple(shape)
-            images = h5py.h5d.create(file.id, b"reconstruction", h5py.h5t.IEEE_F32LE, space, layout)
-            start = images.get_offset()
-        self._file = path.open("r+b")
-        self._file.seek(start)
-
-    def _write(self, image: NDArray[Any]) -> None:
-        self._file.write(np.abs(image).astype("<f4").tobytes())
-
     def finish(self) -> None:
         """Checks that all slices are there and brings them to the disk."""
         super().finish()
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
 
     def close(self) -> None:
-        """Gives the file back."""
-        _close(self._file)
+        """Gives the file back; what it still held is lost when the disk is full, which has been reported by then."""
+        with suppress(OSError, AttributeError):
+            self._file.close()
+
+
+class FastMRIWriter(VolumeWriter):
+    """The submission format of fastMRI: dataset `reconstruction`, float32 (slice, row, column)."""
+
+    def __init__(self, path: Path, shape: tuple[int, int, int], *, origin: str = "") -> None:
+        super().__init__(path, shape, origin=origin)
+        self._file = contiguous(path, "reconstruction", shape, {"recurra": origin} if origin else {})
+
+    def _write(self, image: NDArray[Any]) -> None:
+        self._file.write(np.abs(image).astype("<f4").tobytes())
 
 
 class NIfTIWriter(VolumeWriter):
@@ -110,7 +95,7 @@ class NIfTIWriter(VolumeWriter):
         header["magic"] = b"n+1"
         self._phase = part == "phase"
         # Level 1: noise does not compress any better at 9, which takes ten times as long.
-        self._file: BufferedIOBase = gzip.GzipFile(path, "wb", compresslevel=1) if compress else path.open("wb")
+        self._file = gzip.GzipFile(path, "wb", compresslevel=1) if compress else path.open("wb")
         self._file.write(header.binaryblock)
         self._file.write(bytes(352 - len(header.binaryblock)))
 
@@ -118,15 +103,6 @@ class NIfTIWriter(VolumeWriter):
         values = np.angle(image) if self._phase else np.abs(image)
         # NIfTI's first axis runs fastest.
         self._file.write(np.asfortranarray(values, np.dtype("<f4")).tobytes(order="F"))
-
-    def finish(self) -> None:
-        """Checks that all slices are there and brings them to the disk."""
-        super().finish()
-        self._file.close()
-
-    def close(self) -> None:
-        """Gives the file back."""
-        _close(self._file)
 
 
 # What the standard wants to be there, and nobody is to be named in.
@@ -303,9 +279,3 @@ def _of_hdf5(path: Path) -> tuple[str, int, bool]:
     with h5py.File(path, "r", locking=False) as file:
         slices = len(file["reconstruction"]) if "reconstruction" in file else 0
         return str(file.attrs.get("recurra", "")), slices, slices > 0
-
-
-def _close(file: BufferedIOBase) -> None:
-    """Closes a file; what it still held back is lost when the disk is full, which has been reported by then."""
-    with suppress(OSError):
-        file.close()

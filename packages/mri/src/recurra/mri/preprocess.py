@@ -16,11 +16,9 @@ from torch import Tensor
 
 from recurra.core.checks import one_of
 from recurra.mri.masks import MaskGenerator, Seed
+from recurra.mri.models.reconstructor import Maps, Scaling
 from recurra.mri.operators import FFTConvention, ifft, rss, sense_reduce
 from recurra.mri.sensitivity import acs_rectangle, espirit_maps, rss_maps, unit_maps
-
-Maps = Literal["espirit", "rss", "unit"]
-Scaling = Literal["quantile", "max_image", "none"]
 
 
 @dataclass

@@ -122,20 +122,12 @@ def reconstruct(
         ValueError: an option does not serve, or the checkpoint is none.
         Interrupted: Ctrl-C; its text says how many files are done.
     """
+    from recurra.core.inference import Runs
     from recurra.mri.inference import Reconstruction, reconstruct_files
 
     how = Reconstruction(checkpoint, maps, undersampling, coils, fft, device, batch_size, precision, quiet)
-    return reconstruct_files(
-        how,
-        inputs,
-        Path(out),
-        formats=tuple(formats),
-        preview=preview,
-        workers=workers,
-        shard=shard,
-        resume=resume,
-        overwrite=overwrite,
-    )
+    runs = Runs(workers, shard, resume, overwrite, quiet)
+    return reconstruct_files(how, inputs, Path(out), formats=tuple(formats), preview=preview, runs=runs)
 
 
 @verb
@@ -179,6 +171,7 @@ def evaluate(
     Raises:
         ValueError: an option does not serve, or the checkpoint is none.
     """
+    from recurra.core.inference import Runs
     from recurra.mri.evaluation import evaluate_files
     from recurra.mri.inference import Reconstruction
 
@@ -192,10 +185,7 @@ def evaluate(
         baselines=tuple(baselines),
         holdout=holdout,
         command=spelled("recurra.mri", evaluate, locals()) if report else None,
-        workers=workers,
-        shard=shard,
-        resume=resume,
-        overwrite=overwrite,
+        runs=Runs(workers, shard, resume, overwrite, quiet),
     )
 
 
