@@ -7,7 +7,6 @@ import math
 import sys
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from functools import partial
 from importlib.metadata import version
 from typing import Any
 
@@ -30,12 +29,18 @@ class Together(Callback):
         for name in (name for name in vars(Callback) if name.startswith("on_")):
             hooks = [getattr(part, name) for part in parts if getattr(type(part), name) is not getattr(Callback, name)]
             if hooks:
-                setattr(self, name, partial(_each, hooks))
+                setattr(self, name, _in_turn(hooks))
 
 
-def _each(hooks: Sequence[Callable[..., None]], *arguments: Any, **named: Any) -> None:
-    for hook in hooks:
-        hook(*arguments, **named)
+def _in_turn(hooks: Sequence[Callable[..., None]]) -> Callable[..., None]:
+    """One function that calls all."""
+
+    # Not a `partial`: a check of the list's type at every call would draw random numbers.
+    def call(*arguments: Any, **named: Any) -> None:
+        for hook in hooks:
+            hook(*arguments, **named)
+
+    return call
 
 
 class Bar(Callback):
