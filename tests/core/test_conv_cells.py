@@ -9,6 +9,8 @@ from recurra.core.nn import Conv2dGRU, ConvGRUCell, ConvIndRNNCell, ConvMGUCell,
 from recurra.core.testing import Golden, assert_close, golden, golden_files
 from recurra.kernels import use_backend
 
+pytestmark = pytest.mark.usefixtures("straight_interpreter")
+
 CELLS: dict[str, Any] = {"ConvGRUCell": ConvGRUCell, "ConvMGUCell": ConvMGUCell, "IndRNNCell": ConvIndRNNCell}
 GATES = {ConvGRUCell: 3, ConvMGUCell: 2, ConvIndRNNCell: 1}
 

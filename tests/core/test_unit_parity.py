@@ -14,6 +14,8 @@ from recurra.core.testing import Golden, assert_close, golden, golden_files
 from recurra.kernels import gated_scan, linear_scan, ssm2d_scan, use_backend
 from recurra.kernels.registry import _operations
 
+pytestmark = pytest.mark.usefixtures("straight_interpreter")
+
 DTYPES = {"float64": torch.float64, "float32": torch.float32}
 
 

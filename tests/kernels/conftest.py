@@ -1,7 +1,5 @@
-"""Triton's interpreter without detours; kernels compiled for a GPU that is not there, and tests of one that is."""
+"""Kernels compiled for a GPU that is not there; where there is one, Triton's tests are tests of it."""
 
-import functools
-import importlib.util
 import json
 import os
 import subprocess
@@ -65,41 +63,5 @@ def ahead_of_time(tmp_path):
 
 
 @pytest.fixture(scope="session", autouse=True)
-def straight_interpreter():
-    """Leaves out what Triton's interpreter does again and again to the same effect, a third of its time.
-
-    It makes all of Triton's language its own for a kernel, and once more for every function that the kernel calls; and
-    it makes its table of dtypes for every look-up.
-    """
-    if os.environ.get("TRITON_INTERPRET") != "1" or importlib.util.find_spec("triton") is None:
-        yield
-        return
-    from triton.runtime import interpreter
-
-    patch_language, find, found = interpreter._patch_lang, interpreter._get_np_dtype, {}
-
-    done = set()
-
-    @functools.cache
-    def languages(function):
-        values = function.__globals__.values()
-        return frozenset(v.__name__ for v in values if any(v is tl for tl in (interpreter.tl, interpreter.tl.core)))
-
-    def once(function):
-        if sys._getframe(1).f_code is not interpreter.InterpretedFunction.__call__.__code__:
-            done.clear()
-        elif languages(function) <= done:
-            return None
-        done.update(languages(function))
-        return patch_language(function)
-
-    def dtype(kind):
-        name = kind.scalar.name
-        if name not in found:
-            found[name] = find(kind)
-        return found[name]
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(interpreter, "_patch_lang", once)
-        patch.setattr(interpreter, "_get_np_dtype", dtype)
-        yield
+def interpreter(straight_interpreter):
+    """Most tests here run it."""
