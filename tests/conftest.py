@@ -41,6 +41,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("--poison") and os.environ.get("GLIBC_TUNABLES") != LARGE:
         begin_again(config)
+    os.environ.pop("RECURRA_BACKEND", None)
     # A part's own tests run with that part alone installed: the kernels have no core beside them.
     if importlib.util.find_spec("torch"):
         import torch
@@ -86,6 +87,12 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
+    # The same numbers whichever tests ran before.
+    random.seed(0)
+    if "numpy" in sys.modules:
+        sys.modules["numpy"].random.seed(0)
+    if "torch" in sys.modules:
+        sys.modules["torch"].manual_seed(0)
     if item.config.getoption("--poison"):
         import numpy as np
 

@@ -43,15 +43,15 @@ def tensors_visit_the_gpu(request, monkeypatch):
         monkeypatch.setattr(KernelOp, "_call", visiting(KernelOp._call, torch.device("cuda")))
 
 
-@pytest.fixture
-def ahead_of_time(tmp_path):
+@pytest.fixture(scope="session")
+def ahead_of_time(tmp_path_factory):
     """The function cases -> what each kernel needs of a Hopper GPU; `ahead_of_time.py` says what is in either.
 
     Another script beside that one may stand in for it, with cases of its own.
     """
     pytest.importorskip("triton")
     environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    environment |= {"TRITON_DEFAULT_FP_FUSION": "1", "TRITON_CACHE_DIR": str(tmp_path)}
+    environment |= {"TRITON_DEFAULT_FP_FUSION": "1", "TRITON_CACHE_DIR": str(tmp_path_factory.mktemp("triton"))}
 
     def run(cases, script="ahead_of_time.py"):
         command = [sys.executable, str(Path(__file__).with_name(script)), "--json"]

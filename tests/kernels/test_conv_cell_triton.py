@@ -1,6 +1,7 @@
 """The CUDA kernels of the convolutional cells: in the interpreter, compiled for Hopper, and on a GPU."""
 
 import os
+from itertools import product
 
 import pytest
 import torch
@@ -69,19 +70,30 @@ def test_the_interpreter_is_never_chosen():
     assert conv_cell_pointwise("gru", x, x, h, backend="triton").shape == h.shape
 
 
+@pytest.fixture(scope="session")
+def resources(ahead_of_time):
+    """What each kernel needs of a Hopper GPU, by its name and type of numbers: one entry a cell."""
+
+    def cases(name, element):
+        signature = dict.fromkeys(POINTERS[name], f"*{element}") | dict.fromkeys(("total", "inner", "period"), "i64")
+        return [
+            {
+                "module": "recurra.kernels.conv_cell_pointwise.triton", "function": name, "signature": signature,
+                "constants": {"CELL": cell, "HIDDEN": cell != 2, "LAST": True, "WIDE": "tl.float32", "BLOCK": 1024},
+                "num_warps": 4,
+            }
+            for cell in range(5)
+        ]  # fmt: skip
+
+    kinds = list(product(POINTERS, ("fp32", "bf16")))
+    found = iter(ahead_of_time([case for kind in kinds for case in cases(*kind)]))
+    return {kind: [next(found) for _ in range(5)] for kind in kinds}
+
+
 @pytest.mark.parametrize("element", ["fp32", "bf16"])
 @pytest.mark.parametrize("name", POINTERS)
-def test_no_register_spills_on_hopper(name, element, ahead_of_time):
-    signature = dict.fromkeys(POINTERS[name], f"*{element}") | dict.fromkeys(("total", "inner", "period"), "i64")
-    cases = [
-        {
-            "module": "recurra.kernels.conv_cell_pointwise.triton", "function": name, "signature": signature,
-            "constants": {"CELL": cell, "HIDDEN": cell != 2, "LAST": True, "WIDE": "tl.float32", "BLOCK": 1024},
-            "num_warps": 4,
-        }
-        for cell in range(5)
-    ]  # fmt: skip
-    for found in ahead_of_time(cases):
+def test_no_register_spills_on_hopper(name, element, resources):
+    for found in resources[name, element]:
         assert found["stack"] == found["local"] == 0
         assert found["shared"] <= 4096
         assert found["registers"] <= 168
