@@ -79,7 +79,7 @@ def train(
         overrides: changes, e.g. model.cascades=1.
         resume: go on from the run folder's last epoch.
         tiny: the recipe's smallest form: minutes on a laptop.
-        device: auto, cpu, cuda or cuda:INDEX. Default: what the recipe says.
+        device: one of auto, cpu, cuda, cuda:INDEX. Default: what the recipe says.
 
     Raises:
         ValueError: the recipe does not fit the classes it names, or the data do not fit the recipe.
@@ -163,7 +163,7 @@ def evaluate(
     Args:
         out: folder for metrics.csv, metrics.json and pictures. Default: none, with --report evaluation.
         split: subfolder of DATA to score: train, val or test.
-        metrics: fastmri, calgary_campinas or scale_invariant.
+        metrics: one of fastmri, calgary_campinas, scale_invariant.
         baselines: comma-separated: zero_filled, cg_sense, l1_wavelet; or none. They run on the CPU.
         holdout: for files without a reference: keep this share of the samples back and score their prediction.
         report: write report.html too: one page with tables, pictures, a row a file and how to repeat it.
@@ -202,7 +202,7 @@ def convert(
 
     Args:
         path: the authors' checkpoint: .pt, .mridc, .atommic or .ckpt.
-        source: direct, mridc or atommic.
+        source: which project wrote it: direct, mridc or atommic.
         overrides: what the file does not say, e.g. fft=centered-ortho, or license=.
 
     Raises:
@@ -225,8 +225,8 @@ def export(
     """Export a checkpoint and print the measured difference to torch.
 
     Args:
-        format: onnx (needs the extra export) or pt2.
-        shape: coils,height,width of the example; coils, height and width stay fixed in ONNX.
+        format: kind of program: onnx (needs the extra export) or pt2.
+        shape: sizes of the example, coils,height,width; coils, height and width stay fixed in ONNX.
 
     Raises:
         ValueError: unknown format, a shape that is none, a model that cannot be exported, or a program that differs
