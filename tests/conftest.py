@@ -23,6 +23,9 @@ import pytest
 # float64, NaN in float16); a cache of its own for each thread would hand out memory as it is.
 LARGE = "glibc.malloc.perturb=128:glibc.malloc.tcache_count=0"
 
+# Read when torch is imported: a thread that waits for another does not spin meanwhile, on cores that others want.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 if sys.dont_write_bytecode:
     # Where Python may keep no bytecode beside the sources, each of a run's processes would compile torch's afresh:
     # several seconds each. This run keeps it in a folder of its own.
