@@ -260,6 +260,10 @@ def test_load_finds_models_folders_and_shipped_names(tmp_path: Path) -> None:
     assert load(Doubler, model, package="recurra.core") is model
     loaded = load(Doubler, tmp_path / "run", package="recurra.core")
     assert loaded.config == {"factor": 3.0}
+    with pytest.raises(
+        UserError, match=r"^rim-smal: no such checkpoint folder, .* shipped \(did you mean rim-small\?\)$"
+    ):
+        load(Doubler, "rim-smal", package="recurra.mri")
     facts = describe(loaded, input="numbers")
     assert facts == {
         "architecture": "Doubler",

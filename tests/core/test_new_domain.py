@@ -26,11 +26,13 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Any]
     (place / "recurra" / "toy" / "__init__.py").touch()
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(place)
-        patch.setattr(jaxtyping.config, "jaxtyping_disable", True)
         made = app("recurra.toy", "Smooth series.", importlib.import_module("recurra.toy.verbs").VERBS)
 
         def run(*arguments: object, status: int = 0) -> Any:
-            result = CliRunner().invoke(made, [str(argument) for argument in arguments])
+            # As for a user; for this call alone, as others rely on the hook.
+            with pytest.MonkeyPatch.context() as hook:
+                hook.setattr(jaxtyping.config, "jaxtyping_disable", True)
+                result = CliRunner().invoke(made, [str(argument) for argument in arguments])
             if result.exception is not None and not isinstance(result.exception, SystemExit):
                 raise result.exception
             assert result.exit_code == status, result.output

@@ -621,6 +621,10 @@ def test_wrong_choices_are_named(option: str) -> None:
     wrong: Any = {option: "lstm"}
     with pytest.raises((ValueError, TypeError), match="lstm"):
         CIRIM(**wrong)
+    with pytest.MonkeyPatch.context() as hook:  # as for a user, whom no hook helps
+        hook.setattr(jaxtyping.config, "jaxtyping_disable", True)
+        with pytest.raises(ValueError, match=rf"^{option} must be one of .*; got 'lstm'$"):
+            CIRIM(**wrong)
 
 
 @pytest.mark.parametrize(

@@ -18,12 +18,14 @@ class FileError(UserError):
         reason: what is wrong with it, given, expected and remedy; may name the file itself.
     """
 
-    def __init__(self, path: str | Path, reason: str) -> None:
+    def __init__(self, path: str | Path, reason: str = "") -> None:
         super().__init__(path, reason)
         self.path, self.reason = Path(path), " ".join(str(reason).split())
 
     def __str__(self) -> str:
-        """The line."""
+        """The line; what torch brings from a process that loads data is one text, which is all."""
+        if not self.reason:
+            return str(self.args[0])
         named = self.reason.startswith((f"{self.path}:", f"{self.path}/"))
         return self.reason if named else f"{self.path}: {self.reason}"
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from recurra.core.checkpoint import Pretrained
-from recurra.core.errors import FileError, Interrupted, UserError, one_line
+from recurra.core.errors import FileError, Interrupted, UserError, nearest, one_line
 from recurra.core.verbs import progress
 
 _Model = TypeVar("_Model", bound=Pretrained)
@@ -41,9 +41,13 @@ def load(kind: type[_Model], checkpoint: str | Path | _Model, *, package: str) -
     """
     if isinstance(checkpoint, kind):
         return checkpoint
-    shipped = package_files(package) / "samples" / str(checkpoint)
-    if not Path(str(checkpoint)).exists() and "/" not in str(checkpoint) and shipped.is_dir():
-        checkpoint = str(shipped)
+    if "/" not in str(checkpoint) and not Path(str(checkpoint)).exists():
+        samples = package_files(package) / "samples"
+        shipped = {one.name: one for one in samples.iterdir() if one.is_dir()} if samples.is_dir() else {}
+        if str(checkpoint) not in shipped:
+            hint = nearest(str(checkpoint), shipped)
+            raise UserError(f"{checkpoint}: no such checkpoint folder, and none of this name is shipped{hint}")
+        checkpoint = str(shipped[str(checkpoint)])
     return kind.from_pretrained(str(checkpoint))
 
 

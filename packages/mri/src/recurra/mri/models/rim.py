@@ -106,6 +106,7 @@ class CIRIM(Reconstructor):
     ) -> None:
         super().__init__(fft=fft, maps=maps, scaling=scaling, dim=dim, fft_dim=fft_dim)
         one_of("semantics", semantics, Semantics)
+        one_of("combine", combine, Combine)
         one_of("sensitivity_net", sensitivity_net, SensitivityNet)
         whole_numbers(cascades=cascades, steps=steps)
         if depth != 2:
