@@ -4,7 +4,6 @@
 yet with large numbers, --shuffle SEED runs the tests in another order: both find tests that pass by chance.
 """
 
-import functools
 import importlib.util
 import os
 import random
@@ -173,40 +172,12 @@ def visit() -> Iterator[Callable[..., Any]]:
 
 @pytest.fixture(scope="session")
 def straight_interpreter() -> Iterator[None]:
-    """Leaves out what Triton's interpreter does again and again to the same effect, a third of its time.
-
-    It makes all of Triton's language its own for a kernel, and once more for every function that the kernel calls; and
-    it makes its table of dtypes for every look-up.
-    """
+    """Triton's interpreter in half of its time, where it is what runs the kernels."""
     if os.environ.get("TRITON_INTERPRET") != "1" or importlib.util.find_spec("triton") is None:
         yield
         return
-    from triton.runtime import interpreter
-
-    patch_language, find, found = interpreter._patch_lang, interpreter._get_np_dtype, dict[str, Any]()
-
-    done: set[str] = set()
-
-    @functools.cache
-    def languages(function: Any) -> frozenset[str]:
-        values = function.__globals__.values()
-        return frozenset(v.__name__ for v in values if any(v is tl for tl in (interpreter.tl, interpreter.tl.core)))
-
-    def once(function: Any) -> Any:
-        if sys._getframe(1).f_code is not interpreter.InterpretedFunction.__call__.__code__:
-            done.clear()
-        elif languages(function) <= done:
-            return None
-        done.update(languages(function))
-        return patch_language(function)
-
-    def dtype(kind: Any) -> Any:
-        name = kind.scalar.name
-        if name not in found:
-            found[name] = find(kind)
-        return found[name]
+    from straight_interpreter import straighten
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(interpreter, "_patch_lang", once)
-        patch.setattr(interpreter, "_get_np_dtype", dtype)
+        straighten(patch)
         yield
