@@ -61,7 +61,7 @@ def done(work: ModuleType) -> list[str]:
 @pytest.fixture
 def scored(work: ModuleType) -> Callable[..., Table]:
     def scored(files: list[Path], out: Path | None, *, options: str = "x", **more: Any) -> Table:
-        runs = {name: more.pop(name) for name in ("workers", "shard", "resume") if name in more}
+        runs = {name: more.pop(name) for name in ("workers", "shard", "resume", "overwrite") if name in more}
         run = Run(out, "numbers", "unit", options, **{"draw": draw, **more}, runs=Runs(quiet=True, **runs))
         return score_files(files, work.prepare, run)
 
@@ -194,3 +194,18 @@ def test_a_report_holds_pictures_of_the_first_files(
     assert page.count("data:image/png;base64") == 3
     assert "recurra-x evaluate" in page
     assert "holds no number" in page
+
+
+def test_nothing_of_an_earlier_run_stays_beside_a_new_one(
+    scored: Callable[..., Table], files: list[Path], tmp_path: Path
+) -> None:
+    def draws(path: Path, picture: str) -> None:
+        Figure(figsize=(1, 1)).savefig(path, format="png")
+
+    out, report = tmp_path / "out", {"command": "recurra-x evaluate", "checkpoint": {}}
+    scored(files, out, draw=draws, report=report)
+    (out / "mine.txt").touch()
+    scored(files[:2], out, draw=draws, overwrite=True)
+    assert set(contents(out)) == {"metrics.csv", "metrics.json", "comparison.png", "mine.txt"}
+    with pytest.raises(UserError, match="--overwrite would remove what other shares left in"):
+        scored(files, out, shard="1/2", overwrite=True)

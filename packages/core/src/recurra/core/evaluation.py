@@ -5,6 +5,7 @@ Scores are kept file by file, so that a run can be shared by machines and gone o
 
 import csv
 import json
+import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -203,6 +204,8 @@ def check(run: Run) -> None:
         if count > 1 or run.runs.resume:
             raise UserError("--shard and --resume need --out, where the scores of each share are kept")
         return
+    if count > 1 and run.runs.overwrite:
+        raise UserError(f"--overwrite would remove what other shares left in {run.out}; choose another --out")
     if run.runs.resume:
         return
     mine = _part(run)
@@ -224,19 +227,20 @@ def score_files(files: Sequence[Path], prepare: Callable[[], Work[Scores]], run:
         Interrupted: Ctrl-C; the text says what is kept.
     """
     check(run)
+    if run.runs.overwrite and not run.runs.resume:
+        _clear(run)
     chosen = share(files, run.runs.shard)
     known = _kept(run)
-    digests = {path: file_digest(path) if path.is_file() else "" for _, path in chosen} if run.out else {}
     done: list[_File] = []
     for index, path in chosen:
         old = known.get(str(path))
-        if old and old.failure is None and old.digest and old.digest == digests.get(path):
+        if old and old.failure is None and old.digest == _digest(run, path):
             done.append(_File(**{**asdict(old), "index": index}))
     left = [(index, path) for index, path in chosen if index not in {one.index for one in done}]
     try:
         made = outcomes([path for _, path in left], prepare, workers=run.runs.workers, quiet=run.runs.quiet)
         for (index, path), outcome in zip(left, made, strict=True):
-            one = _File(index, str(path), digests.get(path, ""))
+            one = _File(index, str(path), _digest(run, path))
             if outcome.value is None:
                 one.failure = str(outcome.error)
             else:
@@ -260,6 +264,22 @@ def _part(run: Run) -> Path:
     assert run.out is not None
     first, count = shard_of(run.runs.shard)
     return run.out / f"scores-{first}-of-{count}.json"
+
+
+def _clear(run: Run) -> None:
+    """Remove what an earlier run left: nothing of it may stand beside what is new."""
+    if run.out is not None:
+        shutil.rmtree(run.out / PICTURES, ignore_errors=True)
+        for path in [
+            *(run.out / name for name in (TABLE, MEANS, PICTURE, REPORT)),
+            *run.out.glob("scores-*-of-*.json"),
+        ]:
+            path.unlink(missing_ok=True)
+
+
+def _digest(run: Run, path: Path) -> str:
+    """Of a file's contents, where scores are kept."""
+    return file_digest(path) if run.out is not None and path.is_file() else ""
 
 
 def _of_shares(path: Path, count: int) -> bool:
@@ -391,18 +411,20 @@ def _write(run: Run, table: Table, done: Sequence[_File]) -> list[Path]:
             path.unlink(missing_ok=True)
     written += [path for path in (run.out / PICTURE,) if path.is_file()]
     if run.report is not None:
-        written.append(_page(run, table, ("file", "method", *names), rows))
+        pictures = [run.out / PICTURES / f"{Path(one.file).stem}.png" for one in done]
+        written.append(_page(run, table, ("file", "method", *names), rows, pictures))
     return written
 
 
-def _page(run: Run, table: Table, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> Path:
+def _page(
+    run: Run, table: Table, columns: Sequence[str], rows: Sequence[Sequence[object]], drawn: Sequence[Path]
+) -> Path:
     """The page to read."""
     from recurra.core.report import Page, versions, write_report
 
     assert run.out is not None
     assert run.report is not None
     methods = [str(row[0]) for row in table.rows]
-    drawn = sorted((run.out / PICTURES).glob("*.png")) or [run.out / PICTURE]
     page = Page(
         title=f"{methods[-1]} on {table.files} file{'s' if table.files != 1 else ''}" if methods else "no file scored",
         about=table.title,

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
 from importlib.resources import files as package_files
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -72,7 +73,7 @@ class Origin:
 
     Attributes:
         input: of the input's bytes.
-        options: of the model and of all that changes the numbers.
+        options: of the model, of this software, and of all options that change the numbers.
     """
 
     input: str
@@ -100,13 +101,22 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()[:24]
 
 
+def _version() -> str:
+    """Of this software: another one may compute otherwise."""
+    try:
+        return version("recurra-core")
+    except PackageNotFoundError:  # sources on the path
+        return ""
+
+
 def options_digest(model: Pretrained, options: Mapping[str, object]) -> str:
     """Digest of weights, configuration and options."""
     digest = hashlib.sha256()
     for name, value in model.state_dict().items():
         digest.update(name.encode())
         digest.update(value.detach().cpu().contiguous().flatten().view(-1).numpy().tobytes())
-    text = json.dumps([type(model).__name__, model.config, options], sort_keys=True, default=str)
+    what = [type(model).__name__, model.config, options, _version()]
+    text = json.dumps(what, sort_keys=True, default=str)
     digest.update(text.encode())
     return digest.hexdigest()[:24]
 
