@@ -7,13 +7,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import jaxtyping
 import numpy as np
 import pytest
 import torch
-from typer.testing import CliRunner
 
-from recurra.core.verbs import app
+from recurra.core.testing import command as command_of
 
 TOY = Path(__file__).parent / "toy"
 
@@ -26,15 +24,10 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Any]
     (place / "recurra" / "toy" / "__init__.py").touch()
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(place)
-        made = app("recurra.toy", "Smooth series.", importlib.import_module("recurra.toy.verbs").VERBS)
+        command = command_of("recurra.toy", importlib.import_module("recurra.toy.verbs").VERBS)
 
         def run(*arguments: object, status: int = 0) -> Any:
-            # As for a user; for this call alone, as others rely on the hook.
-            with pytest.MonkeyPatch.context() as hook:
-                hook.setattr(jaxtyping.config, "jaxtyping_disable", True)
-                result = CliRunner().invoke(made, [str(argument) for argument in arguments])
-            if result.exception is not None and not isinstance(result.exception, SystemExit):
-                raise result.exception
+            result = command(*arguments)
             assert result.exit_code == status, result.output
             return result
 

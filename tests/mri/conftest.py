@@ -4,22 +4,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import jaxtyping
 import numpy as np
 import pytest
 import torch
 import yaml
 from click.testing import Result
-from typer.testing import CliRunner
 
-from recurra.core.verbs import app
+from recurra.core.testing import command as command_of
 from recurra.mri.data.phantom import phantom_slice
 from recurra.mri.data.sample import write_sample, write_volume
 from recurra.mri.models import CIRIM
 from recurra.mri.verbs import VERBS
 
 Command = Callable[..., Result]
-APP = app("recurra.mri", "Recurrent MRI reconstruction.", VERBS)
 
 HEIGHT, WIDTH, COILS = 48, 40, 3
 RECIPE: dict[str, Any] = {
@@ -112,15 +109,7 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch) -> Command:
-    """`recurra-mri` with these arguments, in this process; as for a user, no shape hook before our own checks."""
-    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
-
-    def run(*arguments: object) -> Result:
-        result = CliRunner().invoke(APP, [str(argument) for argument in arguments])
-        if result.exception is not None and not isinstance(result.exception, SystemExit):
-            raise result.exception  # a traceback for the user is a failure of the test
-        return result
-
-    return run
+@pytest.fixture(scope="session")
+def command() -> Command:
+    """`recurra-mri` with these arguments, in this process."""
+    return command_of("recurra.mri", VERBS)

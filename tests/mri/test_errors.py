@@ -25,6 +25,8 @@ import torch
 import yaml
 from numpy.typing import NDArray
 
+from recurra.core.testing import fails
+
 Command = Callable[..., Any]
 
 
@@ -37,12 +39,6 @@ def write(path: Path, **datasets: Any) -> Path:
 
 def files_in(folder: Path) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
-
-
-def fails(command: Command, line: str, *arguments: object) -> None:
-    """The command ends with status 1 and exactly this line on standard error."""
-    result = command(*arguments)
-    assert (result.exit_code, result.stderr) == (1, f"{line}\n")
 
 
 # --- k-space files

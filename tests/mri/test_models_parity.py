@@ -1,16 +1,17 @@
 """Models against golden pairs made by their authors' code, weights renamed by `recurra.mri.conversion`."""
 
 import re
-from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from recurra.core.nn import Conv2dGRU, ConvGRUCell, ConvIndRNNCell, ConvMGUCell, NormConv2dGRU
-from recurra.core.testing import Golden, assert_close, golden, golden_files
+from recurra.core.testing import Golden, assert_close, check_grads, check_outputs, golden, renamed
+from recurra.core.testing import pairs as core_pairs
 from recurra.mri import operators
 from recurra.mri.conversion import (
     from_atommic,
@@ -28,15 +29,7 @@ from recurra.mri.models.unet import SensitivityRefinement
 pytestmark = pytest.mark.parity
 
 
-def pairs(pattern: str, *, elsewhere: bool = False, **options: Any) -> Any:
-    """Run for every pair of the pattern; `elsewhere`: the project's own folder holds none."""
-    try:
-        found = golden_files("mri", pattern, **options)
-    except ValueError:
-        if not elsewhere:
-            raise
-        found = []
-    return pytest.mark.parametrize("path", found, ids=lambda p: p.stem)
+pairs = partial(core_pairs, "mri")
 
 
 def complex_inputs(pair: Golden) -> dict[str, Tensor]:
@@ -50,29 +43,6 @@ def complex_inputs(pair: Golden) -> dict[str, Tensor]:
         else:
             inputs[name] = value
     return inputs
-
-
-def check_outputs(pair: Golden, outputs: dict[str, Tensor]) -> None:
-    """Every output of the pair must be there and equal."""
-    assert pair.outputs.keys() <= outputs.keys(), pair.outputs.keys() - outputs.keys()
-    for name, expected in pair.outputs.items():
-        assert_close(outputs[name], expected, pair.tolerance, name=name)
-
-
-def check_grads(pair: Golden, model: nn.Module, names: dict[str, str] | None = None) -> None:
-    """Every gradient of the pair must be there and equal; `names` maps the authors' keys to ours."""
-    ours = {key: value.grad for key, value in model.named_parameters()}
-    for key, expected in pair.grads.items():
-        found = ours[names[key] if names else key]
-        assert found is not None, key
-        assert_close(found, expected, pair.tolerance, name=f"grad {key}")
-
-
-def renamed(state: Iterable[str], convert: Any) -> dict[str, str]:
-    """Our key for each of the authors' keys, by sending their names through the conversion."""
-    order = {key: torch.tensor(i) for i, key in enumerate(state)}
-    names = list(order)
-    return {names[int(index)]: ours for ours, index in convert(order).items()}
 
 
 def axes_last(value: Tensor, *, sliced: bool) -> Tensor:

@@ -1,6 +1,5 @@
 """Every shipped recipe: complete, resolvable, of the published size, and able to take a training step."""
 
-import inspect
 import math
 from importlib.resources import files
 from pathlib import Path
@@ -11,13 +10,13 @@ import torch
 
 from recurra.core.recipe import Recipe, build, construct, list_recipes, load_recipe, recipe_text
 from recurra.core.schedules import OPTIMIZERS, SCHEDULES
+from recurra.core.testing import check_written_out
 from recurra.core.training import seed_all
 from recurra.mri import load_checkpoint
-from recurra.mri.data.sources import DATA
 from recurra.mri.losses import LOSSES
 from recurra.mri.masks import MASKS
 from recurra.mri.models import MODELS
-from recurra.mri.training import ReconstructionSettings, train
+from recurra.mri.training import SECTIONS, ReconstructionSettings, train
 
 NAMES = sorted(list_recipes("recurra.mri"))
 REFINEMENT = 484_898  # the U-Net that makes or refines coil maps, where there is one
@@ -43,16 +42,11 @@ SIZES = {
     "varnet": 7_654_070,
 }
 # What train and the trainer hand over themselves.
-GIVEN = {"mask", "preparation", "seed", "params", "total"}
+GIVEN = {"mask", "preparation", "seed"}
 
 
 def load(name: str, **options: Any) -> Recipe:
     return load_recipe(name, package="recurra.mri", **options)
-
-
-def options_of(kind: Any) -> set[str]:
-    """Arguments of a constructor, or of a function."""
-    return set(inspect.signature(kind).parameters) - GIVEN - {"self"}
 
 
 def test_every_recipe_has_a_known_size() -> None:
@@ -75,15 +69,7 @@ def test_size_is_the_published_one(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_every_option_is_written_out(name: str) -> None:
     recipe = load(name)
-    sections = {"model": MODELS, "data": DATA, "mask": MASKS, "loss": LOSSES}
-    sections |= {"optimizer": OPTIMIZERS, "scheduler": SCHEDULES}
-    assert set(recipe) == {*sections, "train"}
-    for section, registry in sections.items():
-        kind = registry[recipe[section]["name"]]  # type: ignore[index]
-        assert set(recipe[section]) == options_of(kind) | {"name"}, section
-    length = "epochs" if "epochs" in recipe["train"] else "steps"
-    known = set(inspect.signature(ReconstructionSettings).parameters)
-    assert set(recipe["train"]) == known - {"epochs", "steps"} | {length}
+    check_written_out(recipe, SECTIONS, ReconstructionSettings, given=GIVEN)
 
 
 @pytest.mark.parametrize("name", NAMES)

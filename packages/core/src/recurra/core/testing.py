@@ -6,18 +6,24 @@ same test serves any other pair of the same form.
 """
 
 import fnmatch
+import inspect
 import json
 import re
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
+
+from recurra.core.schedules import OPTIMIZERS, SCHEDULES
+from recurra.core.verbs import app
 
 
 @dataclass(frozen=True)
@@ -219,3 +225,102 @@ def _as_double(value: "Tensor | NDArray[Any] | float") -> Tensor:
     """Value as a float64 or complex128 tensor on the CPU."""
     tensor = torch.as_tensor(value).detach().cpu()
     return tensor.to(torch.complex128 if tensor.is_complex() else torch.float64)
+
+
+# --- golden pairs
+
+
+def pairs(part: str, pattern: str, *, elsewhere: bool = False, **options: Any) -> Any:
+    """A mark: the test runs for every golden pair of the pattern.
+
+    Args:
+        part: folder name, e.g. "mri".
+        pattern: as for `golden_files`, and so the options.
+        elsewhere: the project's own folder holds none.
+        options: of `golden_files`.
+    """
+    import pytest
+
+    try:
+        found = golden_files(part, pattern, **options)
+    except ValueError:
+        if not elsewhere:
+            raise
+        found = []
+    return pytest.mark.parametrize("path", found, ids=lambda path: path.stem)
+
+
+def check_outputs(pair: Golden, outputs: Mapping[str, Tensor]) -> None:
+    """Assert that every output of the pair is there and equal."""
+    assert pair.outputs.keys() <= outputs.keys(), pair.outputs.keys() - outputs.keys()
+    for name, expected in pair.outputs.items():
+        assert_close(outputs[name], expected, pair.tolerance, name=name)
+
+
+def check_grads(pair: Golden, model: nn.Module, names: Mapping[str, str] | None = None) -> None:
+    """Assert that every gradient of the pair is there and equal; `names` maps the authors' keys to ours."""
+    ours = {key: value.grad for key, value in model.named_parameters()}
+    for key, expected in pair.grads.items():
+        found = ours[names[key] if names else key]
+        assert found is not None, key
+        assert_close(found, expected, pair.tolerance, name=f"grad {key}")
+
+
+def renamed(state: Iterable[str], convert: Callable[[dict[str, Tensor]], Mapping[str, Tensor]]) -> dict[str, str]:
+    """Our key for each of the authors' keys, by sending their names through the conversion."""
+    order = {key: torch.tensor(i) for i, key in enumerate(state)}
+    names = list(order)
+    return {names[int(index)]: ours for ours, index in convert(order).items()}
+
+
+# --- commands and recipes
+
+
+def command(package: str, verbs: Iterable[Callable[..., Any]]) -> Callable[..., Any]:
+    """The domain's command as a function of its arguments, in this process; it returns typer's Result.
+
+    As for a user, no shape hook comes before our own checks; an exception that would be a traceback is raised.
+    """
+    import jaxtyping
+    from typer.testing import CliRunner
+
+    made = app(package, "Under test.", verbs)
+
+    def run(*arguments: object) -> Any:
+        with mock.patch.object(jaxtyping.config, "jaxtyping_disable", True):
+            result = CliRunner().invoke(made, [str(argument) for argument in arguments])
+        if result.exception is not None and not isinstance(result.exception, SystemExit):
+            raise result.exception
+        return result
+
+    return run
+
+
+def fails(command: Callable[..., Any], line: str, *arguments: object) -> None:
+    """Assert that the command ends with status 1 and exactly this line on standard error."""
+    result = command(*arguments)
+    assert (result.exit_code, result.stderr) == (1, f"{line}\n")
+
+
+def check_written_out(
+    recipe: Mapping[str, Any],
+    sections: Mapping[str, Mapping[str, Callable[..., Any]]],
+    settings: type,
+    *,
+    given: Iterable[str] = (),
+) -> None:
+    """Assert that a recipe has every section, and each every option of what it names: the whole experiment on a page.
+
+    Args:
+        recipe: resolved.
+        sections: what each may name; optimizer and scheduler are core's.
+        settings: dataclass of the section `train`.
+        given: arguments that do not come from recipes.
+    """
+    known = {**sections, "optimizer": OPTIMIZERS, "scheduler": SCHEDULES}
+    assert set(recipe) == {*known, "train"}
+    for section, registry in known.items():
+        options = set(inspect.signature(registry[recipe[section]["name"]]).parameters)
+        assert set(recipe[section]) == options - {"self", "params", "total", *given} | {"name"}, section
+    length = "epochs" if "epochs" in recipe["train"] else "steps"
+    assert set(recipe["train"]) == set(inspect.signature(settings).parameters) - {"epochs", "steps"} | {length}
