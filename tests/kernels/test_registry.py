@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -10,14 +11,15 @@ import torch
 from recurra.kernels import Backend, Op, conv_cell_pointwise, explain, registry, use_backend
 
 
-@pytest.fixture(scope="module")
-def op() -> Op:
+@pytest.fixture
+def op() -> Iterator[Op]:
     def backend(name: str, cost: float, limit: int) -> Backend:
         return Backend(
             name, lambda x: None if x < limit else f"{name} ends at {limit}", lambda x: cost, lambda x: (name, x)
         )
 
-    return Op("test_choice", [backend("slow", 9, 100), backend("fast", 1, 10), backend("middle", 5, 50)])
+    yield Op("test_choice", [backend("slow", 9, 100), backend("fast", 1, 10), backend("middle", 5, 50)])
+    del registry._operations["test_choice"]
 
 
 def test_automatic_choice_takes_the_cheapest_that_can_serve(op):
