@@ -7,9 +7,9 @@ import re
 import subprocess
 import sys
 import tarfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import h5py
 import numpy as np
@@ -17,8 +17,13 @@ import pytest
 import torch
 import yaml
 
+from recurra.core.exporting import FORMATS
+from recurra.mri.baselines import BASELINES
+from recurra.mri.conversion import SOURCES
 from recurra.mri.inference import load_checkpoint
+from recurra.mri.metrics import METRICS
 from recurra.mri.models import CIRIM, RecurrentVarNet
+from recurra.mri.outputs import OutputFormat
 
 Command = Callable[..., Any]
 
@@ -307,6 +312,22 @@ def test_help_names_every_verb(command: Command) -> None:
     assert [verb for verb in VERBS if verb not in shown.stdout] == []
     version = command("--version")
     assert re.fullmatch(r"recurra-mri \d+\.\d+\.\d+\S*\n", version.stdout)
+
+
+@pytest.mark.parametrize(
+    ("verb", "option", "choices"),
+    [
+        ("evaluate", "--metrics", METRICS),
+        ("evaluate", "--baselines", BASELINES),
+        ("reconstruct", "--formats", get_args(OutputFormat)),
+        ("export", "--format", FORMATS),
+        ("convert", "--from", SOURCES),
+    ],
+)
+def test_help_names_the_choices(command: Command, verb: str, option: str, choices: Iterable[str]) -> None:
+    shown = " ".join(command(verb, "--help").stdout.split())
+    about = re.split(r" -\w, --| --(?!format)", shown.partition(f"{option} ")[2])[0]
+    assert not [choice for choice in choices if not re.search(rf"\b{choice}\b", about)], about
 
 
 @pytest.mark.parametrize(
