@@ -129,6 +129,15 @@ def test_batch_size_changes_nothing(checkpoint: Path, volume: Path, tmp_path: Pa
     np.testing.assert_allclose(many, one, rtol=1e-4, atol=1e-5 * one.max())
 
 
+def test_slices_with_masks_of_different_form_share_a_batch(checkpoint: Path, phantoms: Array, tmp_path: Path) -> None:
+    kspace = phantoms.copy()
+    kspace[0, :, :5, :5] = 0  # as a scanner fills corners up: this slice alone has a mask of single samples
+    file = write_plain(tmp_path / "a.h5", kspace=kspace)
+    one = result_of(checkpoint, file, tmp_path / "one")
+    many = result_of(checkpoint, file, tmp_path / "many", batch_size=2)
+    np.testing.assert_allclose(many, one, rtol=1e-4, atol=1e-5 * one.max())
+
+
 @pytest.mark.parametrize("scaling", ["max_image", "quantile"])
 @pytest.mark.parametrize("unit", [1e-6, 1e6])
 def test_units_come_out_as_they_went_in(

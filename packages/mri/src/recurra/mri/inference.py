@@ -149,8 +149,11 @@ class Reconstruction:
 
 def batched(slices: Sequence[PreparedSlice]) -> tuple[Tensor, Tensor, Tensor]:
     """K-space, maps and mask of slices, with a batch axis."""
-    kspace, maps, mask = zip(*((one.kspace, one.sensitivity, one.mask) for one in slices), strict=True)
-    return torch.stack(kspace), torch.stack(maps), torch.stack(mask)
+    # A line of columns and a plane of samples fit together as planes.
+    rows = max(one.mask.shape[1] for one in slices)
+    masks = [one.mask.expand(-1, rows, -1) for one in slices]
+    kspace, maps = zip(*((one.kspace, one.sensitivity) for one in slices), strict=True)
+    return torch.stack(kspace), torch.stack(maps), torch.stack(masks)
 
 
 def _generator(undersampling: "Undersampling | None") -> MaskGenerator | None:

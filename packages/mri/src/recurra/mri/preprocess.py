@@ -40,7 +40,7 @@ class PreparedSlice:
     kspace: Complex[Tensor, "coil height width"]
     sensitivity: Complex[Tensor, "coil height width"]
     mask: Bool[Tensor, "1 row width"]
-    acs: Bool[Tensor, "1 row width"]
+    acs: Bool[Tensor, "1 acs_row width"]
     target: Float[Tensor, "height width"]
     reference: Complex[Tensor, "height width"]
     scale: Float[Tensor, ""]
