@@ -209,3 +209,58 @@ def test_nothing_of_an_earlier_run_stays_beside_a_new_one(
     assert set(contents(out)) == {"metrics.csv", "metrics.json", "comparison.png", "mine.txt"}
     with pytest.raises(UserError, match="--overwrite would remove what other shares left in"):
         scored(files, out, shard="1/2", overwrite=True)
+
+
+def test_only_its_own_is_removed_and_no_run_folder_is_touched(
+    scored: Callable[..., Table], files: list[Path], tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    (out / "pictures").mkdir(parents=True)
+    (out / "pictures" / "holiday.jpg").write_text("mine")
+    scored(files, out, overwrite=True)
+    assert (out / "pictures" / "holiday.jpg").read_text() == "mine"
+    run = tmp_path / "run"
+    run.mkdir()
+    for name in ("config.json", "metrics.csv"):
+        (run / name).write_text("of a training")
+    for options in ({}, {"resume": True}, {"overwrite": True}):
+        with pytest.raises(UserError, match="is a checkpoint, whose metrics are those of its training"):
+            scored(files, run, **options)
+    assert (run / "metrics.csv").read_text() == "of a training"
+    with pytest.raises(UserError, match="--resume keeps what is there and --overwrite replaces it"):
+        scored(files, out, resume=True, overwrite=True)
+
+
+def test_shares_of_different_files_are_not_mixed(
+    scored: Callable[..., Table], files: list[Path], tmp_path: Path
+) -> None:
+    others = [path.with_name(f"other {path.name}") for path in files]
+    for path in others:
+        path.write_text("2")
+    scored(files, tmp_path / "out", shard="1/2")
+    with pytest.raises(UserError, match="its shares are of different files"):
+        scored(others, tmp_path / "out", shard="2/2")
+    assert not (tmp_path / "out" / "metrics.csv").exists()
+
+
+def test_a_file_that_changes_while_it_is_scored_is_scored_again(
+    scored: Callable[..., Table], work: ModuleType, files: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def changing(path: Path) -> Any:
+        scores = work.score(path)
+        path.write_text("9")
+        return scores
+
+    with monkeypatch.context() as patch:
+        patch.setattr(work, "prepare", lambda: changing)
+        assert scored(files[1:2], tmp_path / "out").rows[1][2] == 1.0
+    assert scored(files[1:2], tmp_path / "out", resume=True).rows[1][2] == 9.0
+
+
+def test_a_page_names_what_failed_where_nothing_was_scored(
+    scored: Callable[..., Table], files: list[Path], tmp_path: Path
+) -> None:
+    report = {"command": "recurra-x evaluate", "checkpoint": {}, "main": "gain"}
+    table = scored(files[:1], tmp_path / "out", report=report)
+    assert table.rows == []
+    assert "holds no number" in (tmp_path / "out" / "report.html").read_text()

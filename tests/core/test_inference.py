@@ -140,6 +140,25 @@ def test_what_is_kept_is_not_done_again(folder: Path, run: Callable[..., Results
     assert [result.file.stem for result in run(shard="2/2", kept=kept, resume=True)] == ["1", "3"]
 
 
+def test_an_input_that_is_gone_does_not_stop_the_others(folder: Path, run: Callable[..., Results]) -> None:
+    def kept(path: Path) -> Result | None:
+        path.read_text()
+        return None
+
+    (folder / "in" / "gone.txt").symlink_to(folder / "nowhere")
+    results = run(kept=kept, resume=True)
+    assert [result.file.stem for result in results if result.error] == ["2", "gone"]
+
+
+def test_a_programmers_value_error_is_no_line_of_a_user(folder: Path) -> None:
+    def wrong(path: Path) -> Result:
+        raise ValueError("too many values to unpack")
+
+    files = find_inputs(folder / "in", [".txt"])
+    with pytest.raises(RuntimeError, match=r"0\.txt: too many values to unpack"):
+        each_file(files, lambda: wrong, folder / "out", Runs(quiet=True))
+
+
 def test_ctrl_c_says_what_is_done(folder: Path, work: ModuleType) -> None:
     def stops(path: Path) -> Result:
         if path.stem == "3":

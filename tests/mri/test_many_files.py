@@ -141,6 +141,25 @@ def test_raw_data_are_never_written_over(command: Command, checkpoint: Path, sca
     assert contents(scans) == before
 
 
+def test_maps_and_checkpoints_are_never_written_over(
+    command: Command, checkpoint: Path, volume: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "maps").mkdir()
+    maps = tmp_path / "maps" / volume.name
+    with h5py.File(volume) as file, h5py.File(maps, "w") as own:
+        own["maps"] = file["kspace"][()]
+    before = maps.read_bytes()
+    result = command("reconstruct", checkpoint, volume, "-o", maps.parent, "--maps", maps, "--overwrite", "-q")
+    assert result.stderr.startswith(f"{maps}: is an input")
+    assert maps.read_bytes() == before
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "knee.png").write_text("mine")
+    result = command("reconstruct", checkpoint, volume, "-o", tmp_path / "out", "-q")
+    assert (result.exit_code, (tmp_path / "out" / "knee.png").read_text()) == (1, "mine")
+    words = ["--format", "fastmri, fastmri", "--no-preview"]
+    assert command("reconstruct", checkpoint, volume, "-o", tmp_path / "new", "-q", *words).exit_code == 0
+
+
 def test_a_result_knows_what_it_was_made_from(command: Command, checkpoint: Path, volume: Path, tmp_path: Path) -> None:
     formats = ["--format", "fastmri,nifti,dicom"]
     assert command("reconstruct", checkpoint, volume, "-o", tmp_path, "-q", *formats).exit_code == 0

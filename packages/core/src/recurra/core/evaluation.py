@@ -5,13 +5,14 @@ Scores are kept file by file, so that a run can be shared by machines and gone o
 
 import csv
 import json
-import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from recurra.core.checkpoint import CONFIG
 from recurra.core.errors import FileError, Interrupted, UserError
 from recurra.core.files import open_output, writing
 from recurra.core.inference import Runs, Work, failures, file_digest, outcomes, shard_of, share
@@ -206,7 +207,9 @@ def check(run: Run) -> None:
         return
     if count > 1 and run.runs.overwrite:
         raise UserError(f"--overwrite would remove what other shares left in {run.out}; choose another --out")
-    if run.runs.resume:
+    if (run.out / CONFIG).exists():
+        raise UserError(f"{run.out}: is a checkpoint, whose metrics are those of its training; choose another --out")
+    if run.runs.resume and any((run.out / name).is_file() for name in (MEANS, _part(run).name)):
         return
     mine = _part(run)
     others = {path for path in run.out.glob("*") if path != mine} if run.out.is_dir() else set()
@@ -234,17 +237,19 @@ def score_files(files: Sequence[Path], prepare: Callable[[], Work[Scores]], run:
     done: list[_File] = []
     for index, path in chosen:
         old = known.get(str(path))
-        if old and old.failure is None and old.digest == _digest(run, path):
+        if old and old.failure is None and path.is_file() and old.digest == file_digest(path):
             done.append(_File(**{**asdict(old), "index": index}))
     left = [(index, path) for index, path in chosen if index not in {one.index for one in done}]
     try:
-        made = outcomes([path for _, path in left], prepare, workers=run.runs.workers, quiet=run.runs.quiet)
+        work: Callable[[], Work[Any]] = prepare if run.out is None else _Digested(prepare)
+        made = outcomes([path for _, path in left], work, workers=run.runs.workers, quiet=run.runs.quiet)
         for (index, path), outcome in zip(left, made, strict=True):
-            one = _File(index, str(path), _digest(run, path))
+            one = _File(index, str(path), "")
             if outcome.value is None:
                 one.failure = str(outcome.error)
+                _undraw(run, one)
             else:
-                scores: Scores = outcome.value
+                scores, one.digest = outcome.value if run.out is not None else (outcome.value, "")
                 one.count, one.seconds, one.metrics = scores.count, scores.seconds, scores.metrics
                 _draw(run, one, scores.picture, [other for other in done if other.failure is None])
             done.append(one)
@@ -267,19 +272,41 @@ def _part(run: Run) -> Path:
 
 
 def _clear(run: Run) -> None:
-    """Remove what an earlier run left: nothing of it may stand beside what is new."""
+    """Remove what an earlier run left, and nothing else: nothing of it may stand beside what is new."""
+    if run.out is None:
+        return
+    states = [run.out / MEANS, *run.out.glob("scores-*-of-*.json")]
+    for state in [path for path in states if path.is_file()]:
+        with suppress(ValueError, KeyError, TypeError):
+            for one in json.loads(state.read_text(encoding="utf-8"))["files"]:
+                _undraw(run, _File(**one))
+        state.unlink()
+    for name in (TABLE, PICTURE, REPORT):
+        (run.out / name).unlink(missing_ok=True)
+    with suppress(OSError):  # there is none, or somebody else's pictures are in it
+        (run.out / PICTURES).rmdir()
+
+
+def _undraw(run: Run, one: _File) -> None:
+    """Remove the picture that an earlier run made of a file."""
     if run.out is not None:
-        shutil.rmtree(run.out / PICTURES, ignore_errors=True)
-        for path in [
-            *(run.out / name for name in (TABLE, MEANS, PICTURE, REPORT)),
-            *run.out.glob("scores-*-of-*.json"),
-        ]:
-            path.unlink(missing_ok=True)
+        (run.out / PICTURES / f"{Path(one.file).stem}.png").unlink(missing_ok=True)
 
 
-def _digest(run: Run, path: Path) -> str:
-    """Of a file's contents, where scores are kept."""
-    return file_digest(path) if run.out is not None and path.is_file() else ""
+@dataclass(frozen=True)
+class _Digested:
+    """Scores with the digest that the file had before it was scored."""
+
+    prepare: Callable[[], Work[Scores]]
+
+    def __call__(self) -> Work[tuple[Scores, str]]:
+        work = self.prepare()
+
+        def both(path: Path) -> tuple[Scores, str]:
+            digest = file_digest(path)
+            return work(path), digest
+
+        return both
 
 
 def _of_shares(path: Path, count: int) -> bool:
@@ -353,6 +380,8 @@ def _finish(run: Run, done: Sequence[_File], files: Sequence[Path]) -> Table:
     whole = sorted((one for part in parts for one in _read(part, run.options)), key=lambda one: one.index)
     if len(whole) < len(files):  # another share is still at it
         return _table(run, done, len(done))
+    if [Path(one.file).name for one in whole] != [path.name for path in files]:
+        raise UserError(f"{run.out}: its shares are of different files; give all the same, and an --out of their own")
     table = _table(run, whole, len(files))
     table.outputs = _write(run, table, whole)
     for part in parts:
@@ -405,13 +434,14 @@ def _write(run: Run, table: Table, done: Sequence[_File]) -> list[Path]:
     drawn = sorted(run.out.glob(f"comparison-*-of-{count}.png"), key=lambda path: int(path.stem.split("-")[1]))
     firsts = {int(path.stem.split("-")[1]): path for path in drawn}
     if firsts:  # of the share that scored the first file of all
-        first = next(one.index for one in done if one.failure is None) % count + 1
-        firsts.pop(first).replace(run.out / PICTURE)
+        scored = next((one.index for one in done if one.failure is None), None)
+        if scored is not None and (drawn_first := firsts.pop(scored % count + 1, None)):
+            drawn_first.replace(run.out / PICTURE)
         for path in firsts.values():
             path.unlink(missing_ok=True)
     written += [path for path in (run.out / PICTURE,) if path.is_file()]
     if run.report is not None:
-        pictures = [run.out / PICTURES / f"{Path(one.file).stem}.png" for one in done]
+        pictures = [run.out / PICTURES / f"{Path(one.file).stem}.png" for one in done if one.failure is None]
         written.append(_page(run, table, ("file", "method", *names), rows, pictures))
     return written
 
@@ -436,6 +466,6 @@ def _page(
         pictures=[(path.stem, path) for path in drawn if path.is_file()],
         failures=table.failures,
         versions=versions(),
-        **run.report,
+        **{key: value for key, value in run.report.items() if key != "main" or table.rows},
     )
     return write_report(run.out / REPORT, page)

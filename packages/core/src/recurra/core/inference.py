@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from importlib.resources import files as package_files
@@ -96,9 +97,12 @@ class Origin:
 
 
 def file_digest(path: Path) -> str:
-    """Digest of a file's bytes."""
+    """Digest of a file's name, which seeds what is drawn for it, and of its bytes."""
+    digest = hashlib.sha256(path.name.encode("utf-8", "surrogateescape"))
     with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()[:24]
+        while block := stream.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()[:24]
 
 
 def _version() -> str:
@@ -238,6 +242,15 @@ class Runs:
     overwrite: bool = False
     quiet: bool = False
 
+    def __post_init__(self) -> None:
+        """Refuse what contradicts itself.
+
+        Raises:
+            UserError: what is there is to be kept and to be replaced.
+        """
+        if self.resume and self.overwrite:
+            raise UserError("--resume keeps what is there and --overwrite replaces it; give one of them")
+
 
 @dataclass
 class Outcome(Generic[_Value]):
@@ -273,9 +286,14 @@ def each_file(
         Interrupted: Ctrl-C; its text says how many files are done.
     """
     chosen = [path for _, path in share(files, runs.shard)]
-    resumed = chosen if runs.resume and not runs.overwrite else []
-    results: dict[Path, Result] = {path: result for path in resumed if (result := kept(path)) is not None}
+    results: dict[Path, Result] = {}
+    for path in chosen if runs.resume else ():
+        with suppress(OSError):  # an input that cannot be read is for the loop to report
+            if (result := kept(path)) is not None:
+                results[path] = result
     left = [path for path in chosen if path not in results]
+    if not left:
+        return Results(results[path] for path in chosen)
     try:
         for outcome in outcomes(left, prepare, workers=runs.workers, quiet=runs.quiet):
             result = outcome.value or kind(outcome.file, error=str(outcome.error), cause=outcome.error)
@@ -315,6 +333,8 @@ def _outcome(work: Work[_Value], path: Path) -> Outcome[_Value]:
     except (UserError, OSError) as error:
         problem = FileError(path, one_line(error))
         problem.__cause__ = error
+    except ValueError as error:  # no user's: it must not look like one
+        raise RuntimeError(f"{path}: {one_line(error)}") from error
     return Outcome(path, value, problem, time.perf_counter() - started)
 
 
@@ -342,6 +362,11 @@ def _shared(
                     yield future.result()
                     advance()
         except BrokenProcessPool as error:
+            if not any(future.done() and not _died(future) for future in futures):
+                raise UserError(
+                    "processes could not start; a script that asks for workers must do so under "
+                    "if __name__ == '__main__':, and needs memory for each"
+                ) from error
             doing = next(path for path, future in zip(files, futures, strict=True) if _died(future))
             raise UserError(
                 f"a process died while {doing} and others were worked on, perhaps for want of memory; "

@@ -254,7 +254,7 @@ def _command(verb: Callable[..., Any]) -> Callable[..., None]:
             given[name] = _grouped(group, given)
         for name, parameter in known.items():
             if _parts(parameter.annotation)[1].listed and isinstance(given[name], str):
-                given[name] = () if given[name] == "none" else tuple(given[name].split(","))
+                given[name] = () if given[name] == "none" else tuple(part.strip() for part in given[name].split(","))
         given = {name: () if given[name] is None and name == "overrides" else given[name] for name in known}
         _print(verb(**given), title=str(next(iter(given.values()))))
 
@@ -358,7 +358,7 @@ def spelled(package: str, verb: Callable[..., Any], given: Mapping[str, Any]) ->
     for name, parameter in _signature(verb).parameters.items():
         _, option = _parts(parameter.annotation)
         value = given[name]
-        if value == parameter.default or name == "quiet":
+        if value == parameter.default or name in ("quiet", "shard", "resume", "overwrite"):
             continue
         if dataclasses.is_dataclass(value) and not isinstance(value, type):
             for field in dataclasses.fields(value):

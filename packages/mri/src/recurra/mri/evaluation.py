@@ -55,7 +55,8 @@ def evaluate_files(
             "higher_is_better": HIGHER_IS_BETTER,
             "main": None if holdout else "ssim",
         }
-    scoring = _Scoring(how if runs.workers == 1 else replace(how), metrics, tuple(baselines), holdout)
+    baselines = tuple(dict.fromkeys(baselines))
+    scoring = _Scoring(how if runs.workers == 1 else replace(how), metrics, baselines, holdout)
     return score_files(found, scoring, run)
 
 

@@ -91,6 +91,14 @@ class Reconstruction:
         """The network in its form for inference: masked k-space, maps, mask -> image, each with a batch axis."""
         return in_precision(self.model.prepared(), self.target, self.precision)
 
+    @property
+    def own_files(self) -> list[Path]:
+        """Files that it reads beside the inputs: of the checkpoint, and coil maps."""
+        folder = Path(str(self.checkpoint))
+        given = isinstance(self.checkpoint, str | Path) and folder.is_dir()
+        maps = [] if self.maps is None else [Path(self.maps.partition(":")[0])]
+        return [*(folder.iterdir() if given else ()), *(path for path in maps if path.is_file())]
+
     def check(self) -> "Reconstruction":
         """This, once every option is known to serve.
 
@@ -283,11 +291,12 @@ def reconstruct_files(
         raise UserError(f"format must be one or more of {', '.join(known)}; got {', '.join(unknown) or 'none'}")
     _ = how.target
     found = find_inputs(inputs, SUFFIXES)
-    chosen: Any = tuple(formats)
+    chosen: Any = tuple(dict.fromkeys(formats))
     work = _ToFiles(how, out, chosen, preview)
     outputs = [output for _, path in share(found, runs.shard) for output in work.outputs(path)]
-    guard_inputs(outputs, found)
-    for output in () if runs.resume else outputs:
+    guard_inputs(outputs, [*found, *how.own_files])
+    previews = [out / f"{path.stem}.png" for _, path in share(found, runs.shard)] if preview else []
+    for output in () if runs.resume else (*outputs, *previews):
         open_output(output, runs.overwrite)
     how.check()
     prepare = work if runs.workers == 1 else replace(work, how=replace(how))  # without what it has loaded

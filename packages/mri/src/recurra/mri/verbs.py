@@ -255,7 +255,7 @@ def sample(
     out: Out,
     *,
     slices: Annotated[int, Option(min=1)] = 4,
-    seed: int = 0,
+    seed: Annotated[int, Option(min=0)] = 0,
     overwrite: Overwrite = False,
 ) -> list[Path]:
     """Write generated k-space files (train, val, test) in fastMRI's on-disk format.
