@@ -174,7 +174,7 @@ def test_every_option_is_explained(app: typer.Typer) -> None:
 def test_a_call_is_spelled_as_a_command() -> None:
     given = {"out": Path("my out"), "names": ("a", "b"), "drawn": Drawn("x", 2.0), "preview": False, "device": "auto"}
     given |= {"batch_size": 2, "precision": "32", "overwrite": True, "quiet": True}
-    line = "recurra-core work --out 'my out' --mask x --factor 2.0 --no-preview --batch-size 2 --overwrite"
+    line = "recurra-core work --out 'my out' --mask x --factor 2.0 --no-preview --batch-size 2"
     assert spelled("recurra.core", work, given) == line
 
 
