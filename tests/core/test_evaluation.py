@@ -14,13 +14,14 @@ import torch
 from matplotlib.figure import Figure
 
 from recurra.core.errors import Interrupted, UserError
-from recurra.core.evaluation import Method, Run, Table, score_files
+from recurra.core.evaluation import Method, Table, score_files
 from recurra.core.inference import Runs
+from recurra.core.scores import Run
 
 # Processes that are started anew import their work by its name.
 WORK = """
 from recurra.core.errors import FileError
-from recurra.core.evaluation import Scores
+from recurra.core.scores import Scores
 
 done = []
 
@@ -174,9 +175,8 @@ def test_what_is_in_the_way_is_refused_before_anything_is_scored(
 
 def test_a_method_counts_its_own_time_and_moves_its_input() -> None:
     method = Method("double", lambda x, factor: factor * x, device="cpu")
-    assert torch.equal(method(torch.ones(2), factor=2, count=2), 2 * torch.ones(2))
+    assert torch.equal(method(torch.ones(2), factor=2), 2 * torch.ones(2))
     assert not method(torch.ones(2, requires_grad=True), factor=1).requires_grad
-    assert method.count == 3
     assert method.seconds > 0
 
 

@@ -18,7 +18,8 @@ import torch
 from recurra.core.checkpoint import Pretrained
 from recurra.core.errors import FileError, Interrupted, UserError, blaming
 from recurra.core.files import find_inputs, guard_inputs
-from recurra.core.inference import Origin, Result, Results, Runs, describe, each_file, load, outcomes, share
+from recurra.core.inference import Origin, Result, Results, Runs, describe, each_file, load, share
+from recurra.core.processes import outcomes
 
 
 class Doubler(Pretrained):

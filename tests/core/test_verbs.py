@@ -17,6 +17,7 @@ from recurra import core
 from recurra.core.device import choose_device
 from recurra.core.errors import Interrupted, UserError, one_line
 from recurra.core.files import open_output, writing
+from recurra.core.screen import print_table, progress
 from recurra.core.verbs import (
     BatchSize,
     Device,
@@ -25,8 +26,6 @@ from recurra.core.verbs import (
     Overwrite,
     Precision,
     Quiet,
-    print_table,
-    progress,
     run,
     spelled,
     verb,

@@ -5,10 +5,11 @@ import torch
 
 from recurra.core.conversion import Found, Source, rename
 from recurra.core.errors import blaming
-from recurra.core.evaluation import Method, Run, Scores, score_files
+from recurra.core.evaluation import Method, score_files
 from recurra.core.files import find_inputs, guard_inputs, open_output, writing
 from recurra.core.foreign import read_foreign
 from recurra.core.inference import Origin, Result, describe, each_file, kept, load, options_digest, share
+from recurra.core.scores import Run, Scores
 from recurra.toy.training import Smoother
 
 

@@ -78,7 +78,7 @@ class Bar(Callback):
     def _open(self, trainer: Trainer) -> None:
         if self.quiet or not trainer.is_global_zero or not sys.stderr.isatty():
             return
-        from recurra.core.verbs import progress
+        from recurra.core.screen import progress
 
         self._close()
         total, what = int(trainer.num_training_batches), f"epoch {trainer.current_epoch + 1}"

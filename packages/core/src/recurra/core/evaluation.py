@@ -1,25 +1,38 @@
 """Scores methods beside each other: the same files, the same metrics; a table, CSV, JSON and a page to read.
 
-Scores are kept file by file, so that a run can be shared by machines and gone on with.
+`recurra.core.scores` keeps them file by file, so that a run can be shared by machines and gone on with.
 """
 
 import csv
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from recurra.core.checkpoint import CONFIG
 from recurra.core.errors import FileError, Interrupted, UserError
-from recurra.core.files import open_output, writing
-from recurra.core.inference import Runs, Work, failures, file_digest, outcomes, shard_of, share
-from recurra.core.verbs import print_table
-
-TABLE, MEANS, PICTURE, PICTURES, REPORT = "metrics.csv", "metrics.json", "comparison.png", "pictures", "report.html"
-_PICTURES_OF_A_REPORT = 12
+from recurra.core.files import writing
+from recurra.core.inference import failures, file_digest, shard_of, share
+from recurra.core.processes import Work, outcomes
+from recurra.core.scores import (
+    MEANS,
+    PICTURE,
+    PICTURES,
+    REPORT,
+    TABLE,
+    FileRecord,
+    Run,
+    Scores,
+    check,
+    clear,
+    draw,
+    read_records,
+    recorded,
+    save,
+    undraw,
+)
+from recurra.core.screen import print_table
 
 
 @dataclass
@@ -63,15 +76,14 @@ class Method:
         prepare: what is done to an input before it; methods that share it are prepared for once.
         device: where its input goes.
         seconds: spent in it, preparation apart.
-        count: units done.
     """
 
     def __init__(self, name: str, solve: Callable[..., Any], *, prepare: Any = None, device: Any = "cpu") -> None:
         self.name, self._solve, self.prepare, self.device = name, solve, prepare, device
-        self.seconds, self.count = 0.0, 0
+        self.seconds = 0.0
 
-    def __call__(self, *inputs: Any, count: int = 1, **options: Any) -> Any:
-        """What it makes of tensors of `count` units."""
+    def __call__(self, *inputs: Any, **options: Any) -> Any:
+        """What it makes of the inputs."""
         import torch
 
         moved = [value.to(self.device) if isinstance(value, torch.Tensor) else value for value in inputs]
@@ -81,25 +93,7 @@ class Method:
             if str(self.device).startswith("cuda"):
                 torch.cuda.synchronize(self.device)
         self.seconds += time.perf_counter() - started
-        self.count += count
         return result
-
-
-@dataclass
-class Scores:
-    """The scores of one file.
-
-    Attributes:
-        metrics: of each method, by its name.
-        seconds: each method took in all.
-        count: units in the file.
-        picture: what the domain's `draw` makes a picture of, if there is anything.
-    """
-
-    metrics: dict[str, dict[str, float]]
-    seconds: dict[str, float]
-    count: int
-    picture: Any = None
 
 
 class FileScores:
@@ -158,141 +152,6 @@ class FileScores:
         return {name: _mean([row[name] for row in rows]) for name in rows[0]} if rows else {}
 
 
-@dataclass
-class Run:
-    """Where the scores of a run go, and how they were made.
-
-    Attributes:
-        out: folder, or None for none.
-        what: what was scored, the beginning of the title.
-        unit: what is counted: "slice" gives the column seconds_a_slice.
-        options: digest of all that changes the numbers.
-        draw: makes a PNG of a `Scores.picture`.
-        runs: how the files are gone through.
-        report: facts for the page to read; None for no page.
-    """
-
-    out: Path | None
-    what: str
-    unit: str
-    options: str = ""
-    draw: Callable[[Path, Any], object] | None = None
-    runs: Runs = field(default_factory=Runs)
-    report: Mapping[str, Any] | None = None
-
-
-@dataclass
-class _File:
-    """One line of a run's memory: what became of a file."""
-
-    index: int
-    file: str
-    digest: str
-    failure: str | None = None
-    count: int = 0
-    seconds: dict[str, float] = field(default_factory=dict)
-    metrics: dict[str, dict[str, float]] = field(default_factory=dict)
-
-
-def check(run: Run) -> None:
-    """Refuse a run before anything is opened or computed.
-
-    Raises:
-        UserError: its share is none, or its folder holds something else.
-    """
-    _, count = shard_of(run.runs.shard)
-    if run.out is None:
-        if count > 1 or run.runs.resume:
-            raise UserError("--shard and --resume need --out, where the scores of each share are kept")
-        return
-    if count > 1 and run.runs.overwrite:
-        raise UserError(f"--overwrite would remove what other shares left in {run.out}; choose another --out")
-    if (run.out / CONFIG).exists():
-        raise UserError(f"{run.out}: is a checkpoint, whose metrics are those of its training; choose another --out")
-    if run.runs.resume and any((run.out / name).is_file() for name in (MEANS, _part(run).name)):
-        return
-    mine = _part(run)
-    others = {path for path in run.out.glob("*") if path != mine} if run.out.is_dir() else set()
-    shared = count > 1 and all(_of_shares(path, count) for path in others) and not mine.exists()
-    if not shared:
-        open_output(run.out, run.runs.overwrite)
-
-
-def score_files(files: Sequence[Path], prepare: Callable[[], Work[Scores]], run: Run) -> Table:
-    """The table of all methods over the files; one that fails is listed and the others are scored.
-
-    Args:
-        files: all of the run, whatever the share.
-        prepare: makes the scoring of a path, once in every process.
-        run: see there.
-
-    Raises:
-        Interrupted: Ctrl-C; the text says what is kept.
-    """
-    check(run)
-    if run.runs.overwrite and not run.runs.resume:
-        _clear(run)
-    chosen = share(files, run.runs.shard)
-    known = _kept(run)
-    done: list[_File] = []
-    for index, path in chosen:
-        old = known.get(str(path))
-        if old and old.failure is None and path.is_file() and old.digest == file_digest(path):
-            done.append(_File(**{**asdict(old), "index": index}))
-    left = [(index, path) for index, path in chosen if index not in {one.index for one in done}]
-    try:
-        work: Callable[[], Work[Any]] = prepare if run.out is None else _Digested(prepare)
-        made = outcomes([path for _, path in left], work, workers=run.runs.workers, quiet=run.runs.quiet)
-        for (index, path), outcome in zip(left, made, strict=True):
-            one = _File(index, str(path), "")
-            if outcome.value is None:
-                one.failure = str(outcome.error)
-                _undraw(run, one)
-            else:
-                scores, one.digest = outcome.value if run.out is not None else (outcome.value, "")
-                one.count, one.seconds, one.metrics = scores.count, scores.seconds, scores.metrics
-                _draw(run, one, scores.picture, [other for other in done if other.failure is None])
-            done.append(one)
-            _save(run, done)
-    except KeyboardInterrupt as stop:
-        kept = f"{len(done)} of {len(chosen)} files are done" + (", go on with --resume" if run.out else "")
-        raise Interrupted(f"interrupted; {kept}") from stop
-    _save(run, done)
-    return _finish(run, sorted(done, key=lambda one: one.index), files)
-
-
-# --- what a run remembers
-
-
-def _part(run: Run) -> Path:
-    """Where the scores of this share are until all shares are there."""
-    assert run.out is not None
-    first, count = shard_of(run.runs.shard)
-    return run.out / f"scores-{first}-of-{count}.json"
-
-
-def _clear(run: Run) -> None:
-    """Remove what an earlier run left, and nothing else: nothing of it may stand beside what is new."""
-    if run.out is None:
-        return
-    states = [run.out / MEANS, *run.out.glob("scores-*-of-*.json")]
-    for state in [path for path in states if path.is_file()]:
-        with suppress(ValueError, KeyError, TypeError):
-            for one in json.loads(state.read_text(encoding="utf-8"))["files"]:
-                _undraw(run, _File(**one))
-        state.unlink()
-    for name in (TABLE, PICTURE, REPORT):
-        (run.out / name).unlink(missing_ok=True)
-    with suppress(OSError):  # there is none, or somebody else's pictures are in it
-        (run.out / PICTURES).rmdir()
-
-
-def _undraw(run: Run, one: _File) -> None:
-    """Remove the picture that an earlier run made of a file."""
-    if run.out is not None:
-        (run.out / PICTURES / f"{Path(one.file).stem}.png").unlink(missing_ok=True)
-
-
 @dataclass(frozen=True)
 class _Digested:
     """Scores with the digest that the file had before it was scored."""
@@ -309,65 +168,50 @@ class _Digested:
         return both
 
 
-def _of_shares(path: Path, count: int) -> bool:
-    """Whether a file belongs to a run of so many shares."""
-    return path.name == PICTURES or path.stem.endswith(f"-of-{count}")
+def score_files(files: Sequence[Path], prepare: Callable[[], Work[Scores]], run: Run) -> Table:
+    """The table of all methods over the files; one that fails is listed and the others are scored.
 
-
-def _save(run: Run, done: Sequence[_File]) -> None:
-    if run.out is not None:
-        ordered = [asdict(one) for one in sorted(done, key=lambda one: one.index)]
-        with writing(_part(run)) as part:
-            part.write_text(json.dumps({"options": run.options, "files": ordered}, indent=1), encoding="utf-8")
-
-
-def _kept(run: Run) -> dict[str, _File]:
-    """What an earlier run left of each file.
+    Args:
+        files: all of the run, whatever the share.
+        prepare: makes the scoring of a path, once in every process.
+        run: see there.
 
     Raises:
-        UserError: it was made with other options, or cannot be read.
+        Interrupted: Ctrl-C; the text says what is kept.
     """
-    if run.out is None or not run.runs.resume:
-        return {}
-    found: dict[str, _File] = {}
-    for path in (run.out / MEANS, _part(run)):
-        if path.is_file():
-            found |= {one.file: one for one in _read(path, run.options)}
-    return found
-
-
-def _read(path: Path, options: str) -> list[_File]:
+    check(run)
+    if run.runs.overwrite and not run.runs.resume:
+        clear(run)
+    chosen = share(files, run.runs.shard)
+    known = recorded(run)
+    done: list[FileRecord] = []
+    for index, path in chosen:
+        old = known.get(str(path))
+        if old and old.failure is None and path.is_file() and old.digest == file_digest(path):
+            done.append(FileRecord(**{**asdict(old), "index": index}))
+    left = [(index, path) for index, path in chosen if index not in {one.index for one in done}]
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        found = [_File(**one) for one in content["files"]]
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: cannot be gone on with; score anew with --overwrite") from error
-    if content["options"] != options:
-        raise UserError(
-            f"{path}: was made by another checkpoint or with other options; give the same, choose another --out, "
-            "or score anew with --overwrite"
-        )
-    return found
+        work: Callable[[], Work[Any]] = prepare if run.out is None else _Digested(prepare)
+        made = outcomes([path for _, path in left], work, workers=run.runs.workers, quiet=run.runs.quiet)
+        for (index, path), outcome in zip(left, made, strict=True):
+            one = FileRecord(index, str(path), "")
+            if outcome.value is None:
+                one.failure = str(outcome.error)
+                undraw(run, one)
+            else:
+                scores, one.digest = outcome.value if run.out is not None else (outcome.value, "")
+                one.count, one.seconds, one.metrics = scores.count, scores.seconds, scores.metrics
+                draw(run, one, scores.picture, [other for other in done if other.failure is None])
+            done.append(one)
+            save(run, done)
+    except KeyboardInterrupt as stop:
+        kept = f"{len(done)} of {len(chosen)} files are done" + (", go on with --resume" if run.out else "")
+        raise Interrupted(f"interrupted; {kept}") from stop
+    save(run, done)
+    return _finish(run, sorted(done, key=lambda one: one.index), files)
 
 
-def _draw(run: Run, one: _File, picture: Any, before: Sequence[_File]) -> None:
-    """The picture of the first file that was scored, and for a page those of the first files."""
-    if run.out is None or run.draw is None or picture is None:
-        return
-    run.out.mkdir(parents=True, exist_ok=True)
-    first, count = shard_of(run.runs.shard)
-    if not any(other.index < one.index for other in before):
-        name = PICTURE if count == 1 else PICTURE.replace(".", f"-{first}-of-{count}.")
-        run.draw(run.out / name, picture)
-    if run.report is not None and one.index < _PICTURES_OF_A_REPORT:
-        (run.out / PICTURES).mkdir(exist_ok=True)
-        run.draw(run.out / PICTURES / f"{Path(one.file).stem}.png", picture)
-
-
-# --- the end
-
-
-def _finish(run: Run, done: Sequence[_File], files: Sequence[Path]) -> Table:
+def _finish(run: Run, done: Sequence[FileRecord], files: Sequence[Path]) -> Table:
     """The table of this share; once all shares are there, of all, with its files."""
     first, count = shard_of(run.runs.shard)
     if run.out is None:
@@ -377,7 +221,7 @@ def _finish(run: Run, done: Sequence[_File], files: Sequence[Path]) -> Table:
         table = _table(run, done, len(done))
         table.title += f", share {first} of {count}"
         return table
-    whole = sorted((one for part in parts for one in _read(part, run.options)), key=lambda one: one.index)
+    whole = sorted((one for part in parts for one in read_records(part, run.options)), key=lambda one: one.index)
     if len(whole) < len(files):  # another share is still at it
         return _table(run, done, len(done))
     if [Path(one.file).name for one in whole] != [path.name for path in files]:
@@ -389,7 +233,7 @@ def _finish(run: Run, done: Sequence[_File], files: Sequence[Path]) -> Table:
     return table
 
 
-def _table(run: Run, done: Sequence[_File], files: int) -> Table:
+def _table(run: Run, done: Sequence[FileRecord], files: int) -> Table:
     scored = [one for one in done if one.failure is None]
     methods = list(scored[0].metrics) if scored else []
     names = tuple(scored[0].metrics[methods[-1]]) if scored else ()
@@ -413,7 +257,7 @@ def _mean(values: Sequence[float]) -> float:
     return float(np.mean(values))
 
 
-def _write(run: Run, table: Table, done: Sequence[_File]) -> list[Path]:
+def _write(run: Run, table: Table, done: Sequence[FileRecord]) -> list[Path]:
     """metrics.csv (a row a file and method), metrics.json (the means and the memory), the picture and the page."""
     assert run.out is not None
     written = [run.out / TABLE, run.out / MEANS]

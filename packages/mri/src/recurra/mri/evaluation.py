@@ -10,10 +10,13 @@ import torch
 from torch import Tensor
 
 from recurra.core.errors import FileError, UserError, blaming
-from recurra.core.evaluation import FileScores, Method, Run, Scores, Table, check, score_files
+from recurra.core.evaluation import FileScores, Method, Table, score_files
 from recurra.core.files import find_inputs
-from recurra.core.inference import Runs, Work, describe
-from recurra.core.verbs import Inputs, progress
+from recurra.core.inference import Runs, describe
+from recurra.core.processes import Work
+from recurra.core.scores import Run, Scores, check
+from recurra.core.screen import progress
+from recurra.core.verbs import Inputs
 from recurra.mri.baselines import BASELINES
 from recurra.mri.data import Volume, open_volume
 from recurra.mri.figures import error_map_png
@@ -139,7 +142,7 @@ class _Scoring:
         """Images of the slices (slice, height, width); baselines are told the Fourier convention of the file."""
         known: dict[str, FFTConvention] = {"fft": steps.fft} if method.name in self.baselines else {}
         with blaming(volume.path, ValueError):
-            image: Tensor = method(*batched(batch), count=len(batch), **known)
+            image: Tensor = method(*batched(batch), **known)
         return image
 
 

@@ -22,7 +22,6 @@ from recurra.core.inference import (
     Result,
     Results,
     Runs,
-    Work,
     each_file,
     file_digest,
     kept,
@@ -30,7 +29,9 @@ from recurra.core.inference import (
     options_digest,
     share,
 )
-from recurra.core.verbs import Inputs, progress
+from recurra.core.processes import Work
+from recurra.core.screen import progress
+from recurra.core.verbs import Inputs
 from recurra.mri.data import Volume, open_volume
 from recurra.mri.data.dataset import prepare
 from recurra.mri.data.maps import MapsFile
