@@ -158,6 +158,8 @@ def test_options_that_do_not_serve(command: Command, checkpoint: Path, volume: P
     masks = command(*start, "--mask", "sparse")
     assert masks.exit_code == 1
     assert re.fullmatch(r"mask must be one of random, .*; got 'sparse'\n", masks.stderr)
+    line = "maps must be espirit, rss, unit or FILE.h5[:dataset]; got 'espirt' (did you mean espirit?)"
+    fails(command, line, *start, "--maps", "espirt")
     transforms = command(*start, "--fft", "centred")
     assert transforms.exit_code == 1
     assert re.fullmatch(r"fft must be one of centered-ortho, .*; got 'centred'\n", transforms.stderr)

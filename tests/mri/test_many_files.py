@@ -156,6 +156,10 @@ def test_maps_and_checkpoints_are_never_written_over(
     (tmp_path / "out" / "knee.png").write_text("mine")
     result = command("reconstruct", checkpoint, volume, "-o", tmp_path / "out", "-q")
     assert (result.exit_code, (tmp_path / "out" / "knee.png").read_text()) == (1, "mine")
+    (tmp_path / "taken" / "knee.h5").mkdir(parents=True)
+    result = command("reconstruct", checkpoint, volume, "-o", tmp_path / "taken", "--overwrite", "-q")
+    assert result.stderr.endswith("knee.h5: is a folder, and a file is to be written there; choose another --out\n")
+    assert (tmp_path / "taken" / "knee.h5").is_dir()
     words = ["--format", "fastmri, fastmri", "--no-preview"]
     assert command("reconstruct", checkpoint, volume, "-o", tmp_path / "new", "-q", *words).exit_code == 0
 

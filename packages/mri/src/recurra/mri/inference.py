@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from recurra.core.device import PrecisionName, choose_device, in_precision
-from recurra.core.errors import FileError, UserError, blaming
+from recurra.core.errors import FileError, UserError, blaming, nearest
 from recurra.core.files import find_inputs, guard_inputs, open_output
 from recurra.core.inference import (
     Origin,
@@ -108,6 +108,9 @@ class Reconstruction:
         """
         if self.batch_size < 1:
             raise UserError(f"batch_size must be at least 1; got {self.batch_size}")
+        if self.maps is not None and self.maps not in get_args(Maps) and not {"/", "."} & set(self.maps):
+            hint = nearest(self.maps, get_args(Maps))
+            raise UserError(f"maps must be espirit, rss, unit or FILE.h5[:dataset]; got {self.maps!r}{hint}")
         _generator(self.undersampling)
         _ = self.target, self.solve, self.steps
         return self
@@ -297,6 +300,9 @@ def reconstruct_files(
     outputs = [output for _, path in share(found, runs.shard) for output in work.outputs(path)]
     guard_inputs(outputs, [*found, *how.own_files])
     previews = [out / f"{path.stem}.png" for _, path in share(found, runs.shard)] if preview else []
+    for output in outputs:
+        if output.is_dir() and not output.name.endswith("_dicom"):
+            raise UserError(f"{output}: is a folder, and a file is to be written there; choose another --out")
     for output in () if runs.resume else (*outputs, *previews):
         open_output(output, runs.overwrite)
     how.check()
