@@ -3,6 +3,7 @@
 import errno
 import os
 import shutil
+import stat
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -37,6 +38,23 @@ def find_inputs(inputs: Sequence[str | Path] | str | Path, suffixes: Sequence[st
     if twice:
         raise UserError(f"two inputs are named {twice[0]}; give them in separate calls with separate --out folders")
     return found
+
+
+def check_file(path: Path, expected: str = "a file") -> None:
+    """Refuse what is no file, before opening it: a pipe would wait for ever, a device may never end.
+
+    Args:
+        path: of an input.
+        expected: what it should be.
+
+    Raises:
+        OSError: nothing is there, or it may not be looked at.
+        FileError: it is a folder, pipe, socket or device.
+    """
+    mode = path.stat().st_mode
+    if not stat.S_ISREG(mode):
+        names = {stat.S_IFDIR: "a folder", stat.S_IFIFO: "a named pipe", stat.S_IFSOCK: "a socket"}
+        raise FileError(path, f"is {names.get(stat.S_IFMT(mode), 'a device')}; expected {expected}")
 
 
 def guard_inputs(outputs: Iterable[Path], inputs: Iterable[Path]) -> None:
