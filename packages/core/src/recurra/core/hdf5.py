@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from recurra.core.errors import FileError, nearest, one_line
 from recurra.core.files import check_file
+from recurra.core.hdf5_damage import check_chunks, check_lengths, try_out
 
 _HOPS = 16
 """Links and virtual datasets that lead from one to the next before a name is said to lead nowhere."""
@@ -47,6 +48,7 @@ def open_hdf5(path: Path) -> h5py.File:
     with path.open("rb") as stream:
         if not stream.read(1):
             raise FileError(path, "is empty (0 bytes); expected an HDF5 file")
+    try_out(path)
     try:
         return h5py.File(path, "r", locking=False)
     except Exception as error:  # of any type, in a damaged file
@@ -135,12 +137,19 @@ def read(path: Path, dataset: Any, selection: Any, what: str) -> NDArray[Any]:
 def attributes(where: h5py.HLObject) -> dict[str, Any]:
     """The attributes that can be read, as numbers, text and lists."""
     found: dict[str, Any] = {}
-    for name in names(where.attrs):
+    for name in _attribute_names(where):
         try:
             found[name] = _plain(where.attrs[name])
         except Exception:  # of any type, in a damaged file; the others are read
             continue
     return found
+
+
+def _attribute_names(where: h5py.HLObject) -> list[str]:
+    try:
+        return names(where.attrs)
+    except Exception:  # of any type, in a damaged file
+        return []
 
 
 def attribute(path: Path, where: h5py.HLObject, name: str, kind: type[_Value]) -> _Value | None:
@@ -155,7 +164,7 @@ def attribute(path: Path, where: h5py.HLObject, name: str, kind: type[_Value]) -
     Raises:
         FileError: it is a list, NaN or infinite, of another type or cannot be read.
     """
-    if name not in names(where.attrs):
+    if name not in _attribute_names(where):
         return None
     expected = {int: "a whole number", float: "a finite number", str: "text"}[kind]
     try:
@@ -180,8 +189,11 @@ def _plain(value: Any) -> Any:
 
 
 def _title(where: h5py.HLObject, name: str) -> str:
-    """How errors call something in a file."""
-    return repr(posixpath.join(where.name or "", name).strip("/"))
+    """How errors call something in a file; h5py has bytes for a name that is no text."""
+    try:
+        return repr(posixpath.join(where.name or "", name).strip("/"))
+    except Exception:  # of any type, in a damaged file
+        return repr(name)
 
 
 def _follow(path: Path, where: h5py.Group, name: str, outside: bool, hops: int) -> Any:
@@ -271,8 +283,7 @@ def _check_written(path: Path, title: str, found: h5py.Dataset, outside: bool) -
     if not stored:
         raise FileError(path, f"dataset {title} was never written: {amounts}, none stored; write the file again")
     if found.chunks:
-        chunks = math.prod(-(-n // chunk) for n, chunk in zip(found.shape, found.chunks, strict=True))
-        written = found.id.get_num_chunks()
+        chunks, written = check_chunks(path, found)
         if written < chunks:
             raise FileError(
                 path,
@@ -281,6 +292,7 @@ def _check_written(path: Path, title: str, found: h5py.Dataset, outside: bool) -
             )
     if (size > stored and not found.chunks) or (size > _SMALL and size > _SWOLLEN * stored):
         raise FileError(path, f"dataset {title} claims {amounts}, but {stored:,} are stored; the file is damaged")
+    check_lengths(path, found)
 
 
 def _check_sources(path: Path, title: str, found: h5py.Dataset, outside: bool, hops: int) -> None:
