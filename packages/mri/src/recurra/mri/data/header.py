@@ -1,15 +1,26 @@
 """The parts of an ISMRMRD header that a reconstruction needs, and the geometry of its image."""
 
+import math
+import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
 from jaxtyping import Float64
 from numpy.typing import NDArray
 
+from recurra.core.errors import FileError
+
 NAMESPACE = "http://www.ismrm.org/ISMRMRD"
 _NS = {"i": NAMESPACE}
+
+_LENGTH, _DEPTH = 2**24, 50
+"""Characters and nesting of a text that may be a header; those of scanners have some 10,000 and 10."""
+
+_LARGEST, _WIDEST = 65535, 1e5
+"""Numbers of a matrix or step, which ISMRMRD keeps in 16 bits, and a field of view in mm."""
 
 # Without an orientation the slice is taken as an axial one seen from the feet: rows run to the back, columns to the
 # patient's left, slices to the head.
@@ -59,50 +70,112 @@ class Header:
         """Readout samples that remain of the encoded matrix within the image's field of view."""
         x = self.encoded[0]
         if self.encoded_fov[0] > 0 and self.recon_fov[0] > 0:
-            return min(x, round(x * self.recon_fov[0] / self.encoded_fov[0]))
+            return max(1, round(x * min(1.0, self.recon_fov[0] / self.encoded_fov[0])))
         return min(x, self.recon[0])
 
 
-def parse_header(text: str | bytes, path: Path) -> Header:
+class _Tree(ElementTree.TreeBuilder):
+    """Builds the tree of a text that declares no entities and is not nested deeper than a header ever is."""
+
+    depth = 0
+
+    def doctype(self, *_: Any) -> None:
+        raise ValueError("has a document type, which an ISMRMRD header never has")
+
+    def start(self, tag: Any, attributes: Any) -> ElementTree.Element:
+        self.depth += 1
+        if self.depth > _DEPTH:
+            raise ValueError(f"is nested more than {_DEPTH} deep")
+        return super().start(tag, attributes)
+
+    def end(self, tag: Any) -> ElementTree.Element:
+        self.depth -= 1
+        return super().end(tag)
+
+
+def parse_header(text: object, path: Path) -> Header:
     """The header of an ISMRMRD XML text.
 
+    Args:
+        text: of the header, as the file has it; an array of one text serves too.
+        path: the file, for errors.
+
     Raises:
-        ValueError: it is no XML, or lacks the matrix sizes.
+        FileError: it is no text, no XML, lacks the matrix sizes, or a number is none that a scan can have.
     """
+    if isinstance(text, np.ndarray) and text.size == 1:
+        text = text.item()
+    if not isinstance(text, str | bytes):
+        raise FileError(path, f"the ISMRMRD header is {type(text).__name__}; expected XML text")
+    if len(text) > _LENGTH:
+        raise FileError(path, f"the ISMRMRD header has {len(text):,} characters; expected at most {_LENGTH:,}")
     try:
-        # expat since 2.4 refuses entity bombs; nothing else in the text is ever followed
-        root = ElementTree.fromstring(text)
+        root = ElementTree.fromstring(text, ElementTree.XMLParser(target=_Tree()))
     except ElementTree.ParseError as error:
-        raise ValueError(f"{path}: the ISMRMRD header is not well-formed XML: {error}") from None
+        raise FileError(path, f"the ISMRMRD header is not well-formed XML: {error}") from None
+    except LookupError as error:
+        raise FileError(path, f"the ISMRMRD header is in an unknown encoding: {error}") from None
+    except ValueError as error:
+        raise FileError(path, f"the ISMRMRD header cannot be read: {error}") from None
     encoding = root.find("i:encoding", _NS)
     if encoding is None:
-        raise ValueError(f"{path}: the ISMRMRD header has no encoding; expected encodedSpace and reconSpace")
-    limits = "i:encodingLimits/i:kspace_encoding_step_1/i:"
-    center, maximum = (encoding.findtext(limits + name, None, _NS) for name in ("center", "maximum"))
+        raise FileError(path, "the ISMRMRD header has no encoding; expected encodedSpace and reconSpace")
+    # Below zero they say as little as where there are none.
+    limits = "encodingLimits/kspace_encoding_step_1"
     return Header(
         encoded=_matrix(encoding, "encodedSpace", path),
         recon=_matrix(encoding, "reconSpace", path),
-        encoded_fov=_field_of_view(encoding, "encodedSpace"),
-        recon_fov=_field_of_view(encoding, "reconSpace"),
-        center=None if center is None else int(center),
-        maximum=None if maximum is None else int(maximum),
+        encoded_fov=_field_of_view(encoding, "encodedSpace", path),
+        recon_fov=_field_of_view(encoding, "reconSpace", path),
+        center=_whole(encoding, f"{limits}/center", path, -_LARGEST),
+        maximum=_whole(encoding, f"{limits}/maximum", path, -_LARGEST),
         calibration_mode=encoding.findtext("i:parallelImaging/i:calibrationMode", "", _NS).strip(),
-        trajectory=encoding.findtext("i:trajectory", "cartesian", _NS).strip().lower(),
+        trajectory=encoding.findtext("i:trajectory", "cartesian", _NS).strip().lower()[:40],
     )
 
 
+def _text(encoding: ElementTree.Element, place: str) -> str:
+    """The text of an element; "" where there is none."""
+    return encoding.findtext("/".join(f"i:{part}" for part in place.split("/")), "", _NS).strip()
+
+
+def _whole(encoding: ElementTree.Element, place: str, path: Path, least: int = 0) -> int | None:
+    """A whole number that a scan can have; None where there is none."""
+    text = _text(encoding, place)
+    if not text:
+        return None
+    if not re.fullmatch(r"-?\d{1,9}", text, re.ASCII) or not least <= int(text) <= _LARGEST:
+        raise FileError(
+            path, f"the ISMRMRD header has {place} {text[:40]!r}; expected a whole number from {least} to {_LARGEST}"
+        )
+    return int(text)
+
+
 def _matrix(encoding: ElementTree.Element, space: str, path: Path) -> tuple[int, int, int]:
-    texts = [encoding.findtext(f"i:{space}/i:matrixSize/i:{axis}", None, _NS) for axis in "xyz"]
-    try:
-        x, y, z = (int(text or "") for text in texts)
-    except ValueError:
-        raise ValueError(f"{path}: the ISMRMRD header lacks {space}/matrixSize x, y and z; got {texts}") from None
+    x, y, z = (_whole(encoding, f"{space}/matrixSize/{axis}", path) for axis in "xyz")
+    if x is None or y is None or z is None:
+        raise FileError(path, f"the ISMRMRD header lacks {space}/matrixSize x, y and z; got {[x, y, z]}")
+    if not x or not y:
+        raise FileError(path, f"the ISMRMRD header has {space}/matrixSize {x} x {y}; expected at least 1 x 1")
     return x, y, max(z, 1)
 
 
-def _field_of_view(encoding: ElementTree.Element, space: str) -> tuple[float, float, float]:
-    x, y, z = (float(encoding.findtext(f"i:{space}/i:fieldOfView_mm/i:{axis}", "0", _NS)) for axis in "xyz")
-    return x, y, z
+def _field_of_view(encoding: ElementTree.Element, space: str, path: Path) -> tuple[float, float, float]:
+    """The field of view in mm; zero where it is unknown."""
+
+    def size(axis: str) -> float:
+        text = _text(encoding, f"{space}/fieldOfView_mm/{axis}")
+        try:
+            value = float(text or "0")
+        except ValueError:
+            value = math.nan
+        if not 0 <= value <= _WIDEST:
+            raise FileError(
+                path, f"the ISMRMRD header has {space}/fieldOfView_mm/{axis} {text[:40]!r}; expected millimetres"
+            )
+        return value
+
+    return size("x"), size("y"), size("z")
 
 
 def write_header(
