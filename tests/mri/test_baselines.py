@@ -1,15 +1,21 @@
 """Classical reconstructions: against closed forms, direct calls of SigPy, and every Fourier convention."""
 
-from typing import get_args
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, get_args
 
+import h5py
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from recurra.core.testing import assert_close
+from recurra.mri import Undersampling, evaluate, reconstruct
 from recurra.mri.baselines import BASELINES, cg_sense, l1_wavelet, zero_filled
-from recurra.mri.metrics import scale_invariant_metrics
+from recurra.mri.inference import Reconstruction
+from recurra.mri.metrics import fastmri_metrics, psnr, scale_invariant_metrics
+from recurra.mri.models import CIRIM, DirectRIM, RecurrentVarNet
 from recurra.mri.operators import FFTConvention, fft, ifft, sense_expand
 
 
@@ -122,3 +128,85 @@ def test_quiet(capfd: pytest.CaptureFixture[str]) -> None:
     for baseline in BASELINES.values():
         baseline(kspace, maps, mask)
     assert capfd.readouterr() == ("", "")
+
+
+# --- where the maps are zero
+
+
+def cut_scan(noise: float = 0.02) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """A noisy scan whose maps are zero outside the object, as ESPIRiT's are."""
+    kspace, maps, mask, image = scan()
+    generator = torch.Generator().manual_seed(7)
+    kspace = kspace + noise * mask * torch.randn(kspace.shape, dtype=kspace.dtype, generator=generator)
+    return kspace, maps * (image != 0)[:, None], mask, image
+
+
+@pytest.mark.parametrize("name", ["cg_sense", "l1_wavelet"])
+@pytest.mark.parametrize("convention", get_args(FFTConvention))
+def test_no_solver_puts_anything_where_the_maps_are_zero(name: str, convention: FFTConvention) -> None:
+    _, maps, mask, image = scan(convention)
+    maps = maps * (image != 0)[:, None]
+    kspace = fft(sense_expand(image, maps), convention) * mask
+    kspace = kspace + 0.02 * mask * torch.randn(kspace.shape, generator=torch.Generator().manual_seed(7))
+    found = BASELINES[name](kspace, maps, mask, fft=convention, iterations=15)
+    assert found[image == 0].abs().max() == 0
+    assert found[image != 0].abs().min() > 0
+
+
+def test_compressed_sensing_is_not_judged_by_what_its_wavelets_leave_outside_the_object() -> None:
+    import sigpy.mri.app
+
+    kspace, maps, mask, image = cut_scan()
+    weights = mask.expand(1, 1, 40, 32)[0, 0].float().numpy()
+    lamda = 0.002 * float((maps.conj() * ifft(kspace)).sum(1).abs().max())
+    free = sigpy.mri.app.L1WaveletRecon(
+        kspace[0].numpy(), maps[0].numpy(), lamda, weights=weights, alpha=1, show_pbar=False
+    ).run()
+    truth = image.abs().numpy()
+    assert psnr(truth, l1_wavelet(kspace, maps, mask).abs().numpy()) > psnr(truth, np.abs(free)[None]) + 6
+
+
+def test_the_network_is_cut_like_the_solvers_and_its_own_output_is_not(make_checkpoint: Callable[..., Path]) -> None:
+    kspace, maps, mask, image = cut_scan()
+    how = Reconstruction(make_checkpoint(), device="cpu")
+    with torch.inference_mode():
+        used, raw = how.solve(kspace, maps, mask), how.model(kspace, maps, mask)
+    assert raw[image == 0].abs().max() > 0
+    assert used[image == 0].abs().max() == 0
+    assert_close(used[image != 0], raw[image != 0], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("model", "cut"),
+    [
+        (CIRIM(cascades=1), True),
+        (CIRIM(cascades=1, data_consistency="explicit"), True),
+        (CIRIM(cascades=1, data_consistency="explicit", combine="rss"), False),
+        (CIRIM(cascades=1, sensitivity_net="normunet"), False),
+        (DirectRIM(hidden=8), True),
+        (DirectRIM(hidden=8, refine="unet"), False),
+        (RecurrentVarNet(steps=1, hidden=8, refine="none"), False),
+    ],
+)
+def test_which_networks_give_images_that_the_maps_combine(model: Any, cut: bool) -> None:
+    assert model.combines_by_maps is cut
+
+
+def test_reconstruct_writes_the_image_that_evaluate_scores(sample: Path, tmp_path: Path) -> None:
+    (file,) = (sample / "val").iterdir()
+    maps = np.zeros((1, 3, 48, 40), np.complex64)  # of another size than the object: what is cut shows
+    maps[..., 10:38, 8:32] = 3**-0.5
+    with h5py.File(tmp_path / "maps.h5", "w") as given:
+        given["maps"] = maps
+    options: Any = {"maps": str(tmp_path / "maps.h5"), "undersampling": Undersampling("equispaced_fraction", 4.0, 0.2)}
+    options |= {"device": "cpu", "quiet": True}
+    (result,) = reconstruct("rim-small", file, tmp_path / "out", preview=False, **options)
+    with h5py.File(result.outputs[0]) as written, h5py.File(file) as given:
+        image, truth = written["reconstruction"][()], given["reconstruction_rss"][()]
+    inside = np.abs(maps).max(1)[:, 4:44] > 0  # the scanner shows 40 x 40
+    assert image[~inside].max() == 0 < image[inside].min()
+    table = evaluate("rim-small", file, baselines=["l1_wavelet"], **options)
+    scores = {row[0]: dict(zip(table.columns[1:], row[1:], strict=True)) for row in table.rows}
+    expected = fastmri_metrics(truth, image)
+    for name, value in expected.items():
+        assert scores["CIRIM"][name] == pytest.approx(value, rel=1e-5)

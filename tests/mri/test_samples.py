@@ -17,14 +17,11 @@ def volumes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_rim_small_beats_the_classical_methods_on_slices_it_has_never_seen(volumes: Path) -> None:
-    table = evaluate(
-        "rim-small", volumes / "val", undersampling=COLUMNS, baselines=("zero_filled", "l1_wavelet"), quiet=True
-    )
+def test_rim_small_beats_zero_filling_by_far_on_slices_it_has_never_seen(volumes: Path) -> None:
+    table = evaluate("rim-small", volumes / "val", undersampling=COLUMNS, baselines=("zero_filled",), quiet=True)
     scores = {row[0]: dict(zip(table.columns[1:], row[1:], strict=True)) for row in table.rows}
-    assert scores["CIRIM"]["psnr"] > scores["zero_filled"]["psnr"] + 4
-    assert scores["CIRIM"]["psnr"] > scores["l1_wavelet"]["psnr"]
-    assert scores["CIRIM"]["ssim"] > scores["l1_wavelet"]["ssim"]
+    assert scores["CIRIM"]["psnr"] > scores["zero_filled"]["psnr"] + 7
+    assert scores["CIRIM"]["ssim"] > scores["zero_filled"]["ssim"] + 0.3
 
 
 def test_rim_small_reconstructs_both_kinds_of_masked_files(volumes: Path, tmp_path: Path) -> None:

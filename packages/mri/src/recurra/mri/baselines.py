@@ -19,6 +19,7 @@ from jaxtyping import Bool, Complex, Shaped
 from torch import Tensor
 
 from recurra.mri.operators import FFTConvention, ifft, rss
+from recurra.mri.sensitivity import within_support
 
 Kspace = Complex[Tensor, "batch coil height width"]
 Mask = Bool[Tensor, "#batch 1 #height #width"]
@@ -127,7 +128,7 @@ def _each(
     for y, maps, sampled in zip(kspace * unit, sensitivity, mask, strict=True):
         weights = sampled[0].to(kspace.real.dtype).cpu().numpy()
         images.append(torch.from_numpy(solve(y.cpu().numpy(), maps.cpu().numpy(), weights)))
-    image = torch.stack(images).to(kspace.device)
+    image = within_support(torch.stack(images).to(kspace.device), sensitivity)
     return torch.fft.ifftshift(image, dim=(-2, -1)) if shift == "uncentered" else image
 
 

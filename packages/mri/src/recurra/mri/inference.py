@@ -41,6 +41,7 @@ from recurra.mri.models.reconstructor import Maps, Reconstructor
 from recurra.mri.operators import center_crop
 from recurra.mri.outputs import OutputFormat, origin_of, volume_writer
 from recurra.mri.preprocess import PreparedSlice, Preprocess
+from recurra.mri.sensitivity import within_support
 
 if TYPE_CHECKING:
     from recurra.mri.verbs import Undersampling
@@ -90,7 +91,10 @@ class Reconstruction:
     @cached_property
     def solve(self) -> Callable[..., Tensor]:
         """The network in its form for inference: masked k-space, maps, mask -> image, each with a batch axis."""
-        return in_precision(self.model.prepared(), self.target, self.precision)
+        network = in_precision(self.model.prepared(), self.target, self.precision)
+        if not self.model.combines_by_maps:
+            return network
+        return lambda kspace, maps, mask: within_support(network(kspace, maps, mask), maps)
 
     @property
     def own_files(self) -> list[Path]:

@@ -4,7 +4,7 @@ Maps and k-space are complex (coil, height, width); the image they belong to is 
 """
 
 import torch
-from jaxtyping import Bool, Complex, Float
+from jaxtyping import Bool, Complex, Float, Inexact
 from torch import Tensor
 
 from recurra.mri.operators import FFTConvention, divide_nonzero, ifft, rss
@@ -204,3 +204,15 @@ def _centered_run(line: Bool[Tensor, " samples"]) -> int:
 def map_support(maps: Complex[Tensor, "coil height width"]) -> Float[Tensor, "height width"]:
     """Root of the sum of squares of the maps: one inside the object, zero where they know nothing."""
     return rss(maps[None])[0]
+
+
+def within_support(
+    image: Inexact[Tensor, "batch *spatial"], maps: Complex[Tensor, "#batch coil *spatial"]
+) -> Inexact[Tensor, "batch *spatial"]:
+    """An image combined by coil maps, zero where all the maps are zero: nothing that was measured speaks of it there.
+
+    Every image that the maps combine, a network's or a solver's, passes here once, so that none is judged by what it
+    makes up outside the object. Root-sum-of-squares images are no such images.
+    """
+    inside: Tensor = maps.abs().amax(1) > 0
+    return torch.where(inside, image, 0)

@@ -101,6 +101,14 @@ class Reconstructor(Pretrained, ABC):
         """Return the sensitivities the model reconstructs with: those given, or what its own network makes of them."""
         return sensitivity
 
+    @property
+    def combines_by_maps(self) -> bool:
+        """Whether the image is one that the sensitivities given combine, of which nothing is known where they are zero.
+
+        Not so where a network of the model's own makes the sensitivities, or the image is a root sum of squares.
+        """
+        return False
+
     def prepared(self) -> Prepared:
         """Return the model in a form for inference alone: the same numbers, sooner."""
         return prepare(self)

@@ -191,6 +191,11 @@ class CIRIM(Reconstructor):
         """Return the sensitivities of the model's own network, if it has one, else those given."""
         return sensitivity if self.sensitivity_net is None else self.sensitivity_net(kspace, mask, self.fft)
 
+    @property
+    def combines_by_maps(self) -> bool:
+        """Whether the sensitivities given combine the image: neither a network's nor a root sum of squares."""
+        return self.sensitivity_net is None and not (self.explicit and self.combine == "rss")
+
     def trajectory(
         self,
         kspace: Complex[Tensor, "batch coil *spatial"],

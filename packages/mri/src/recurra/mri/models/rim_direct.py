@@ -156,6 +156,11 @@ class DirectRIM(Reconstructor):
         """Return the sensitivities refined by the model's U-Net, if it has one."""
         return sensitivity if self.refinement is None else self.refinement(sensitivity)
 
+    @property
+    def combines_by_maps(self) -> bool:
+        """Whether the sensitivities given combine the image, not those of its own network."""
+        return self.refinement is None
+
     def trajectory(
         self,
         kspace: Complex[Tensor, "batch coil height width"],
