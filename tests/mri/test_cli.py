@@ -118,8 +118,20 @@ def test_evaluate_prints_what_it_writes(command: Command, checkpoint: Path, volu
         assert printed == [pytest.approx(value, rel=1e-4) for value in metrics.values()]
     with (out / "metrics.csv").open() as stream:
         rows = list(csv.DictReader(stream))
-    assert [(row["file"], row["method"]) for row in rows] == [(str(volume), method) for method in means]
-    assert [float(row["psnr"]) for row in rows] == [metrics["psnr"] for metrics in means.values()]
+    with h5py.File(volume) as file:
+        slices = len(file["kspace"])
+    numbers = ["all", *map(str, range(slices))]
+    assert [(row["file"], row["method"], row["slice"]) for row in rows] == [
+        (str(volume), method, number) for method in means for number in numbers
+    ]
+    whole = [row for row in rows if row["slice"] == "all"]
+    assert [float(row["psnr"]) for row in whole] == [metrics["psnr"] for metrics in means.values()]
+    for row in whole:  # of slices of one size under one peak, errors and SSIM are means
+        own = [one for one in rows if one["method"] == row["method"] and one["slice"] != "all"]
+        assert np.mean([float(one["ssim"]) for one in own]) == pytest.approx(float(row["ssim"]))
+        assert np.mean([10 ** (-float(one["psnr"]) / 10) for one in own]) == pytest.approx(
+            10 ** (-float(row["psnr"]) / 10)
+        )
 
 
 def test_evaluate_measured_undersampled_files_by_held_out_samples(

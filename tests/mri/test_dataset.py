@@ -16,7 +16,7 @@ from recurra.mri.data.dataset import PhantomDataset, SliceDataset
 from recurra.mri.data.phantom import phantom_slice
 from recurra.mri.data.sample import write_volume
 from recurra.mri.data.sources import DATA, collate
-from recurra.mri.masks import Random, file_seed
+from recurra.mri.masks import Gaussian2D, Random, file_seed
 from recurra.mri.operators import center_crop, fft, ifft, rss
 from recurra.mri.preprocess import Preprocess
 
@@ -126,12 +126,26 @@ def test_a_cache_reports_what_the_reader_said(tmp_path: Path) -> None:
         SliceDataset([tmp_path / "a.h5"], Preprocess(), cache=1.0)
 
 
-def test_the_files_own_mask_wins(folder: Path) -> None:
+def test_what_was_measured_undersampled_is_no_truth(folder: Path, tmp_path: Path) -> None:
     for path in sorted((folder / "test").iterdir()):
-        dataset = SliceDataset([path], Preprocess(), mask=Random([2], [0.5]), seed=0)
-        with open_volume(path) as volume:
-            assert volume.mask is not None
-            np.testing.assert_array_equal(dataset[0]["mask"][0], volume.mask)
+        with pytest.raises(ValueError, match=r"was measured undersampled \(dataset 'mask'\); training compares"):
+            SliceDataset([path], Preprocess(), mask=Random([2], [0.5]), seed=0)
+    with h5py.File(tmp_path / "a.h5", "w") as file:  # only one slice of it is, and nothing says so
+        kspace = np.stack([phantom_slice(48, 40, 3, n)[0] for n in range(3)])
+        kspace[0, ..., 2::3] = 0
+        file["kspace"] = kspace
+    dataset = SliceDataset([tmp_path / "a.h5"], Preprocess(), mask=Random([2], [0.5]), seed=0)
+    dataset[1]
+    with pytest.raises(ValueError, match=r"a\.h5: was measured undersampled \(slice 0: samples are zero in all coils"):
+        dataset[0]
+
+
+def test_slices_that_hold_no_numbers_are_left_out_when_asked(tmp_path: Path) -> None:
+    kspace = np.stack([phantom_slice(48, 40, 3, n)[0] for n in range(3)])
+    kspace[1, 0, 0, 0] = np.inf
+    write_volume(tmp_path / "a.h5", kspace)
+    dataset = SliceDataset([tmp_path / "a.h5"], Preprocess(), skip_bad_slices=True)
+    assert [index for _, index in dataset.slices] == [0, 2]
 
 
 def test_acquisitions_and_outer_slices_are_left_out(folder: Path) -> None:
@@ -163,6 +177,7 @@ class TestCalgaryCampinas:
             (tmp_path / name).mkdir()
             images = np.stack([m * i for _, m, i in (phantom_slice(40, 32, 2, (9, n)) for n in range(6))])
             kspace = np.fft.fft2(images, norm="ortho")
+            kspace[..., 28:] *= 1e-6  # what the scanner fills up
             parts = np.stack([kspace.real, kspace.imag], axis=-1).transpose(0, 2, 3, 1, 4).reshape(6, 40, 32, 4)
             with h5py.File(tmp_path / name / "e1.h5", "w") as file:
                 file["kspace"] = parts.astype(np.float32)
@@ -206,8 +221,10 @@ def test_a_batch_of_different_sizes_is_refused(tmp_path: Path) -> None:
 
 
 def test_lines_and_planes_share_a_batch(folder: Path) -> None:
-    dataset = SliceDataset(sorted((folder / "test").iterdir()), Preprocess())
-    batch = collate([dataset[0], dataset[3]])
+    path = sorted((folder / "train").iterdir())[:1]
+    lines = SliceDataset(path, Preprocess(), mask=Random([2], [0.5]), seed=0)
+    planes = SliceDataset(path, Preprocess(), mask=Gaussian2D([2]), seed=0)
+    batch = collate([lines[0], planes[0]])
     assert batch["mask"].shape == (2, 1, 48, 40)
 
 

@@ -79,7 +79,7 @@ def test_files_of_another_kind(refused: Callable[..., None], tmp_path: Path) -> 
 def test_wrong_rank(refused: Callable[..., None], kspace: NDArray[Any], tmp_path: Path) -> None:
     expected = "expected (slice, coil, height, width)"
     single, plane = write(tmp_path / "s.h5", kspace=kspace[:, 0]), write(tmp_path / "p.h5", kspace=kspace[0, 0])
-    hint = "For single-coil files pass --coils 1"
+    hint = "For single-coil files pass --coils 1; for another order name the axes, such as --axes coil,height,width"
     refused(single, f"dataset 'kspace' has shape (2, 48, 40); {expected}. {hint}")
     refused(plane, f"dataset 'kspace' has shape (48, 40); {expected}")
     refused(
@@ -92,12 +92,36 @@ def test_wrong_rank(refused: Callable[..., None], kspace: NDArray[Any], tmp_path
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_samples_that_are_no_numbers(
-    refused: Callable[..., None], kspace: NDArray[Any], tmp_path: Path, value: float
+    command: Command, checkpoint: Path, kspace: NDArray[Any], tmp_path: Path, value: float
 ) -> None:
+    """The other slices are worth having, but nobody is to take the volume for whole."""
     kspace[1, 0, 3, 4:6] = value
     file = write(tmp_path / "a.h5", kspace=kspace)
-    # The first slice was fine and already written; yet there is no file that looks finished.
-    refused(file, "slice 1 has 2 samples that are NaN or infinite; expected numbers")
+    arguments = ("reconstruct", checkpoint, file, "-o", tmp_path / "out", "-q", "--format", "fastmri,nifti,dicom")
+    damage = "slice 1 has 2 samples that are NaN or infinite; expected numbers"
+    line = f"{file}: {damage}: left out, 1 of 2 slices were written"
+    fails(command, f"{line}; --skip-bad-slices takes that for a success", *arguments)
+    with h5py.File(tmp_path / "out" / "a.h5") as written:
+        image = written["reconstruction"][()]
+    assert np.isfinite(image[0]).all()
+    assert np.isnan(image[1]).all()
+    assert [path.name for path in (tmp_path / "out" / "a_dicom").iterdir()] == ["slice_0001.dcm"]
+    fails(command, f"{line}; --skip-bad-slices takes that for a success", *arguments, "--resume")  # never kept as whole
+    result = command(*arguments, "--skip-bad-slices", "--overwrite")
+    assert result.exit_code == 0
+    assert "note: a.h5: slice 1 has 2 samples" in result.stdout
+
+
+@pytest.mark.parametrize("skipped", [False, True])
+def test_a_volume_without_a_slice_that_serves(
+    command: Command, checkpoint: Path, kspace: NDArray[Any], tmp_path: Path, skipped: bool
+) -> None:
+    kspace[:, 0, 3, 4] = np.nan
+    file = write(tmp_path / "a.h5", kspace=kspace)
+    slices = "; ".join(f"slice {n} has 1 samples that are NaN or infinite; expected numbers" for n in range(2))
+    option = ["--skip-bad-slices"] * skipped
+    arguments = ("reconstruct", checkpoint, file, "-o", tmp_path / "out", *option, "-q")
+    fails(command, f"{file}: {slices}; no slice is left", *arguments)
 
 
 def test_masks_that_do_not_serve(
@@ -436,7 +460,11 @@ def interrupted(process: subprocess.Popen[str], ready: Callable[[], bool]) -> tu
 def test_ctrl_c_in_reconstruct(checkpoint: Path, volume: Path, tmp_path: Path) -> None:
     endless = tmp_path / "endless.h5"
     with h5py.File(endless, "w") as file:
-        file.create_dataset("kspace", (20_000, 3, 48, 40), np.complex64, chunks=(1, 3, 48, 40))
+        file["one"] = np.random.default_rng(0).normal(size=(3, 48, 40)).astype(np.complex64)
+        layout = h5py.VirtualLayout((1000, 3, 48, 40), np.complex64)
+        for index in range(1000):
+            layout[index] = h5py.VirtualSource(".", "one", (3, 48, 40))
+        file.create_virtual_dataset("kspace", layout)
     out = tmp_path / "out"
     files = [volume, endless, checkpoint.parent / "later.h5"]
     process = started("reconstruct", checkpoint, *files, "-o", out, "-q", "--no-preview", "--device", "cpu")

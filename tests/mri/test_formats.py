@@ -17,6 +17,7 @@ from recurra.mri.data import open_volume, write_sample
 from recurra.mri.data.assembly import AssembledVolume, remove_oversampling
 from recurra.mri.data.header import write_header
 from recurra.mri.data.phantom import phantom_slice
+from recurra.mri.data.reading import open_parts
 from recurra.mri.data.sample import write_volume
 from recurra.mri.masks import Random
 
@@ -141,11 +142,15 @@ def fastmri_header(encoded: tuple[int, int], recon: tuple[int, int], center: int
 )
 def test_padding_of_the_header(center: int, maximum: int, padding: tuple[int, int] | None, tmp_path: Path) -> None:
     with h5py.File(tmp_path / "p.h5", "w") as file:
-        file["kspace"] = random_kspace(1, 2, 24, 40)
+        kspace = random_kspace(1, 2, 24, 40)
+        left, right = padding or (0, 40)
+        kspace[..., :left] = kspace[..., right:] = 0
+        file["kspace"] = kspace
         file["ismrmrd_header"] = fastmri_header((24, 40), (20, 20), center, maximum)
     with open_volume(tmp_path / "p.h5") as volume:
         assert volume.padding == padding
         assert volume.recon_size == (20, 20)
+        assert not volume.remarks
 
 
 def test_fewer_columns_than_the_image_crop_to_a_square(tmp_path: Path) -> None:
@@ -188,7 +193,7 @@ def test_a_file_that_another_program_holds_can_be_read(tmp_path: Path) -> None:
 # Calgary-Campinas ---------------------------------------------------------------------------------------------------
 
 
-@given(slices=st.integers(1, 3), coils=st.integers(1, 4), height=st.integers(4, 12), width=st.integers(4, 24))
+@given(slices=st.integers(1, 3), coils=st.integers(2, 4), height=st.integers(4, 12), width=st.integers(4, 24))
 @settings(max_examples=20, deadline=None)
 def test_calgary_campinas_round_trip(
     slices: int, coils: int, height: int, width: int, tmp_path_factory: pytest.TempPathFactory
@@ -203,10 +208,26 @@ def test_calgary_campinas_round_trip(
         assert volume.format == "Calgary-Campinas"
         assert volume.shape == kspace.shape
         assert not volume.centered
+        assert volume.padding is None or acquired == width  # this file is measured throughout
+        for index in range(slices):
+            np.testing.assert_array_equal(volume.kspace(index), kspace[index])
+    with h5py.File(path, "r+") as file:
+        file["kspace"][:, :, acquired:] *= 1e-7
+    with open_volume(path) as volume:
         assert volume.padding == (0, acquired)
         for index in range(slices):
             np.testing.assert_array_equal(volume.kspace(index)[..., :acquired], kspace[index][..., :acquired])
             assert not volume.kspace(index)[..., acquired:].any()
+
+
+def test_the_public_calgary_campinas_files_are_measured_to_85_percent(tmp_path: Path) -> None:
+    kspace = random_kspace(1, 2, 218, 170)
+    with h5py.File(tmp_path / "e1.h5", "w") as file:
+        parts = np.stack([kspace.real, kspace.imag], -1).transpose(0, 2, 3, 1, 4).reshape(1, 218, 170, -1)
+        file["kspace"] = parts.astype(np.float32)
+    with open_volume(tmp_path / "e1.h5") as volume:
+        assert volume.padding == (0, 145)
+        assert not volume.kspace(0)[..., 145:].any()
 
 
 # ISMRMRD ------------------------------------------------------------------------------------------------------------
@@ -320,19 +341,36 @@ class TestISMRMRD:
             line.samples, line.flags = line.samples[:, ::-1], (22,)
         np.testing.assert_array_equal(self.read(write_raw(tmp_path / "r.h5", lines, (12, 10))), self.kspace)
 
-    @pytest.mark.parametrize("counter", ["average", "repetition", "segment"])
+    @pytest.mark.parametrize("counter", ["average", "segment"])
     def test_repeated_lines_are_averaged(self, counter: str, tmp_path: Path) -> None:
         other = random_kspace(2, 12, 10, seed=1)
         lines = lines_of(self.kspace) + lines_of(other, counters={counter: 1})
         found = self.read(write_raw(tmp_path / "r.h5", lines, (12, 10)))
         np.testing.assert_allclose(found, (self.kspace + other) / 2, rtol=1e-6)
 
-    @pytest.mark.parametrize("counter", ["slice", "contrast", "phase", "set"])
-    def test_slices_and_contrasts_follow_each_other(self, counter: str, tmp_path: Path) -> None:
+    def test_slices_follow_each_other(self, tmp_path: Path) -> None:
         other = random_kspace(2, 12, 10, seed=1)
-        path = write_raw(tmp_path / "r.h5", lines_of(other, counters={counter: 1}) + lines_of(self.kspace), (12, 10))
+        path = write_raw(tmp_path / "r.h5", lines_of(other, counters={"slice": 1}) + lines_of(self.kspace), (12, 10))
         np.testing.assert_array_equal(self.read(path, 0), self.kspace)
         np.testing.assert_array_equal(self.read(path, 1), other)
+
+    @pytest.mark.parametrize(
+        ("counter", "name"), [("contrast", "echo"), ("repetition", "repetition"), ("phase", "phase"), ("set", "set")]
+    )
+    def test_echoes_and_repetitions_are_volumes_of_their_own(self, counter: str, name: str, tmp_path: Path) -> None:
+        other = random_kspace(2, 12, 10, seed=1)
+        path = write_raw(tmp_path / "r.h5", lines_of(other, counters={counter: 3}) + lines_of(self.kspace), (12, 10))
+        with open_volume(path) as volume:
+            assert len(volume) == 1
+            assert volume.parts == (f"{name}1", f"{name}4")
+            assert volume.part == f"{name}1"
+            assert f"{name}s" in volume.attributes
+            assert volume.remarks == [f"holds 2 volumes ({name}s), which are kept apart: {name}1, {name}4"]
+        for part, kspace in ((f"{name}1", self.kspace), (f"{name}4", other)):
+            np.testing.assert_array_equal(self.read(path, part=part), kspace)
+        assert [volume.part for volume in open_parts(path)] == [f"{name}1", f"{name}4"]
+        with pytest.raises(ValueError, match=rf"has no part '{name}2' \(did you mean {name}"):
+            open_volume(path, part=f"{name}2")
 
     def test_the_centre_step_lies_in_the_middle(self, tmp_path: Path) -> None:
         lines = lines_of(self.kspace)[2:]
@@ -343,8 +381,8 @@ class TestISMRMRD:
         np.testing.assert_array_equal(found[..., 2:], self.kspace[..., 2:])
         assert not found[..., :2].any()
         with open_volume(path) as volume:
-            assert volume.mask is not None
-            assert volume.mask[0].tolist() == [False] * 2 + [True] * 8
+            assert volume.mask is None  # nothing is left out between two lines
+            np.testing.assert_array_equal(volume.stored_mask, [[[False] * 2 + [True] * 8]])
 
     def test_a_partial_echo_lies_at_its_centre_sample(self, tmp_path: Path) -> None:
         lines = lines_of(self.kspace)
@@ -432,13 +470,14 @@ class Block:
 
     def __init__(self, samples: np.ndarray, line: int, *flags: str, slice_index: int = 0) -> None:
         self.data, self.cLin, self.cSlc, self.flags = samples.astype(np.complex64), line, slice_index, flags
-        self.cPar = self.cEco = self.cPhs = self.cSet = 0
+        self.cPar = self.cEco = self.cPhs = self.cSet = self.cRep = 0
         self.mdh = SimpleNamespace(
             SamplesInScan=samples.shape[1],
             UsedChannels=samples.shape[0],
             CenterCol=samples.shape[1] // 2,
             CenterLin=5,
             CutOff=SimpleNamespace(Pre=0, Post=0),
+            SliceData=SimpleNamespace(SlicePos=SimpleNamespace(Sag=0.0, Cor=0.0, Tra=5.0 * slice_index)),
         )
         self.fid = SimpleNamespace(close=lambda: None)
 

@@ -194,7 +194,10 @@ def test_a_mask_in_the_file_wins(idle: Path, phantoms: Array, tmp_path: Path, pl
     images = result_of(idle, whole, tmp_path / "a")
     file = write_plain(tmp_path / "file.h5", kspace=measured, mask=mask.astype(np.float32))
     np.testing.assert_array_equal(result_of(idle, file, tmp_path / "b"), images)
-    np.testing.assert_array_equal(result_of(idle, file, tmp_path / "c", undersampling=EQUISPACED), images)
+    (refused,) = reconstruct(idle, file, tmp_path / "c", undersampling=EQUISPACED, quiet=True)
+    assert refused.error == (
+        f"{file}: was measured undersampled (dataset 'mask'); --mask undersamples fully sampled files, leave it out"
+    )
     expected = combined(measured, acs)
     np.testing.assert_allclose(images, expected, rtol=1e-3, atol=1e-4 * expected.max())
 
@@ -225,10 +228,28 @@ def test_columns_of_padding_count_for_nothing(idle: Path, phantoms: Array, tmp_p
     measured = phantoms.copy()
     measured[..., :5] = measured[..., -5:] = 0
     rubbish = measured.copy()
-    rubbish[..., :5] = rubbish[..., -5:] = 7
+    rubbish[..., :5] = rubbish[..., -5:] = 5e-4 * np.abs(measured).mean()
     clean = result_of(idle, write_plain(tmp_path / "a.h5", kspace=measured), tmp_path / "a")
     file = write_plain(tmp_path / "b.h5", kspace=rubbish, ismrmrd_header=header.encode())
     np.testing.assert_allclose(result_of(idle, file, tmp_path / "b"), clean, rtol=1e-4, atol=1e-5)
+
+
+def test_columns_that_hold_samples_are_no_padding(idle: Path, phantoms: Array, tmp_path: Path) -> None:
+    """Whatever the header's limits say: never filled in, or of another matrix."""
+    height, width = phantoms.shape[-2:]
+    plain = result_of(idle, write_plain(tmp_path / "a.h5", kspace=phantoms), tmp_path / "a")
+    for name, matrix, limits in (
+        ("unfilled", (height, width), (0, 0)),
+        ("narrow", (height, width), (width // 2 - 5, width - 11)),
+        ("other", (height + 8, width + 8), (width // 2, width - 3)),
+    ):
+        fov = (float(matrix[0]), float(matrix[1]), 5.0)
+        header = write_header((*matrix, 1), (*matrix, 1), encoded_fov=fov, recon_fov=fov, limits=limits, coils=3)
+        file = write_plain(tmp_path / f"{name}.h5", kspace=phantoms, ismrmrd_header=header.encode())
+        (result,) = reconstruct(idle, file, tmp_path / name, quiet=True)
+        assert any("limits" in note for note in result.notes), name
+        with h5py.File(tmp_path / name / f"{name}.h5") as written:
+            np.testing.assert_array_equal(written["reconstruction"][()], plain, err_msg=name)
 
 
 def test_given_maps(make_checkpoint: Callable[..., Path], tmp_path: Path) -> None:

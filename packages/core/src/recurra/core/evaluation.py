@@ -46,6 +46,7 @@ class Table:
         files: how many files were given.
         failures: one line for each file that could not be scored.
         outputs: files written.
+        notes: what a user should hear about files; a line each.
     """
 
     title: str
@@ -54,14 +55,17 @@ class Table:
     files: int
     failures: list[str] = field(default_factory=list)
     outputs: list[Path] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     def show(self) -> None:
-        """Print the table and the paths.
+        """Print the table, the notes and the paths.
 
         Raises:
             UserError: files failed; its line names them all.
         """
         print_table(self.columns, self.rows, title=self.title)
+        for note in self.notes:
+            print(f"note: {note}")
         for path in self.outputs:
             print(path)
         if self.failures:
@@ -201,6 +205,7 @@ def score_files(files: Sequence[Path], prepare: Callable[[], Work[Scores]], run:
             else:
                 scores, one.digest = outcome.value if run.out is not None else (outcome.value, "")
                 one.count, one.seconds, one.metrics = scores.count, scores.seconds, scores.metrics
+                one.units, one.notes = scores.units, scores.notes
                 draw(run, one, scores.picture, [other for other in done if other.failure is None])
             done.append(one)
             save(run, done)
@@ -248,7 +253,9 @@ def _table(run: Run, done: Sequence[FileRecord], files: int) -> Table:
     ]
     title = f"{run.what}: mean over {len(scored)} file{'s' if len(scored) != 1 else ''}"
     columns = ("method", *names, f"seconds_a_{run.unit}")
-    return Table(title, columns, rows, files, [one.failure for one in done if one.failure is not None])
+    failures = [one.failure for one in done if one.failure is not None]
+    notes = [f"{one.file}: {note}" for one in done for note in one.notes]
+    return Table(title, columns, rows, files, failures, notes=notes)
 
 
 def _mean(values: Sequence[float]) -> float:
@@ -258,7 +265,7 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def _write(run: Run, table: Table, done: Sequence[FileRecord]) -> list[Path]:
-    """metrics.csv (a row a file and method), metrics.json (the means and the memory), the picture and the page."""
+    """metrics.csv (rows of a file and method and of each unit), metrics.json (means and memory), picture and page."""
     assert run.out is not None
     written = [run.out / TABLE, run.out / MEANS]
     names = table.columns[1:-1]
@@ -267,10 +274,18 @@ def _write(run: Run, table: Table, done: Sequence[FileRecord]) -> list[Path]:
         for one in done
         for method, metrics in one.metrics.items()
     ]
+    # A row for the whole file, then one for each of its units.
+    detailed = [
+        (one.file, method, number, *(values.get(name, "") for name in names))
+        for one in done
+        for method, metrics in one.metrics.items()
+        for number, values in [("all", metrics), *((f"{unit[run.unit]:g}", unit) for unit in one.units.get(method, ()))]
+    ]
     with writing(written[0]) as part, part.open("w", newline="", encoding="utf-8") as stream:
-        csv.writer(stream).writerows([("file", "method", *names), *rows])
+        csv.writer(stream).writerows([("file", "method", run.unit, *names), *detailed])
     means = {str(row[0]): dict(zip(table.columns[1:], row[1:], strict=True)) for row in table.rows}
     content = {"scored": table.title, "mean": means, "failures": table.failures, "options": run.options}
+    content["notes"] = table.notes
     with writing(written[1]) as part:
         text = json.dumps({**content, "files": [asdict(one) for one in done]}, indent=1)
         part.write_text(text, encoding="utf-8")

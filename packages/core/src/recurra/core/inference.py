@@ -154,8 +154,9 @@ class Result:
         count: how many units it had.
         unit: what is counted.
         seconds: how long it took; 0 for a result that was kept.
-        error: why there is no result.
+        error: why there is no result, or not the whole.
         cause: what raised it.
+        notes: what a user should hear about the input or its result; a line each.
     """
 
     file: Path
@@ -165,6 +166,7 @@ class Result:
     seconds: float = 0.0
     error: str | None = None
     cause: Exception | None = None
+    notes: list[str] = field(default_factory=list)
 
 
 class Results(list[Result]):
@@ -180,6 +182,8 @@ class Results(list[Result]):
             if result.error is None:
                 time_taken = f"{result.seconds:.1f} s" if result.seconds else "kept"
                 print(f"{result.outputs[0]}: {result.count} {result.unit}, {time_taken}")
+            for note in result.notes:
+                print(f"  note: {result.file.name}: {note}")
         failed = [result for result in self if result.error is not None]
         if failed:
             raise failures([str(result.error) for result in failed], len(self)) from failed[0].cause

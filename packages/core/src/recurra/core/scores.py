@@ -25,12 +25,16 @@ class Scores:
         seconds: each method took in all.
         count: units in the file.
         picture: what the domain's `draw` makes a picture of, if there is anything.
+        units: of each method, the metrics of each unit: its number under the unit's name, and the metrics it has.
+        notes: what a user should hear about the file; a line each.
     """
 
     metrics: dict[str, dict[str, float]]
     seconds: dict[str, float]
     count: int
     picture: Any = None
+    units: dict[str, list[dict[str, float]]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
 
 @dataclass
@@ -67,6 +71,8 @@ class FileRecord:
     count: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
     metrics: dict[str, dict[str, float]] = field(default_factory=dict)
+    units: dict[str, list[dict[str, float]]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
 
 def check(run: Run) -> None:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from recurra.mri.verbs import evaluate as evaluate
     from recurra.mri.verbs import export as export
     from recurra.mri.verbs import info as info
+    from recurra.mri.verbs import inspect as inspect
     from recurra.mri.verbs import reconstruct as reconstruct
     from recurra.mri.verbs import sample as sample
     from recurra.mri.verbs import train as train

@@ -1,16 +1,17 @@
 """Scores a checkpoint beside the classical baselines: the same samples, the same masks, the same metrics."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from recurra.core.errors import FileError, UserError, blaming
-from recurra.core.evaluation import FileScores, Method, Table, score_files
+from recurra.core.evaluation import Method, Table, score_files
 from recurra.core.files import find_inputs
 from recurra.core.inference import Runs, describe
 from recurra.core.processes import Work
@@ -18,9 +19,10 @@ from recurra.core.scores import Run, Scores, check
 from recurra.core.screen import progress
 from recurra.core.verbs import Inputs
 from recurra.mri.baselines import BASELINES
-from recurra.mri.data import Volume, open_volume
+from recurra.mri.data import Volume
+from recurra.mri.data.sources import SUFFIXES
 from recurra.mri.figures import error_map_png
-from recurra.mri.inference import SUFFIXES, Reconstruction, batched, magnitudes
+from recurra.mri.inference import Reconstruction, batched, magnitudes
 from recurra.mri.masks import file_seed
 from recurra.mri.metrics import HIGHER_IS_BETTER, METRICS
 from recurra.mri.operators import FFTConvention, fft, sense_expand
@@ -36,6 +38,7 @@ def evaluate_files(
     metrics: str,
     baselines: Sequence[str],
     holdout: float,
+    scale_reference: bool,
     command: str | None,
     runs: Runs,
 ) -> Table:
@@ -50,7 +53,13 @@ def evaluate_files(
     run = Run(out, what, "slice", draw=_draw, runs=runs)
     check(run)
     how.check()
-    run.options = how.digest(metrics=metrics, baselines=tuple(baselines), holdout=holdout)
+    run.options = how.digest(
+        metrics=metrics,
+        baselines=tuple(baselines),
+        holdout=holdout,
+        scale_reference=scale_reference,
+        skip_bad_slices=how.skip_bad_slices,
+    )
     if command is not None:
         run.report = {
             "command": command,
@@ -59,7 +68,7 @@ def evaluate_files(
             "main": None if holdout else "ssim",
         }
     baselines = tuple(dict.fromkeys(baselines))
-    scoring = _Scoring(how if runs.workers == 1 else replace(how), metrics, baselines, holdout)
+    scoring = _Scoring(how if runs.workers == 1 else replace(how), metrics, baselines, holdout, scale_reference)
     return score_files(found, scoring, run)
 
 
@@ -76,6 +85,7 @@ class _Scoring:
     metrics: str
     baselines: tuple[str, ...]
     holdout: float
+    scale_reference: bool
 
     def __call__(self) -> Work[Scores]:
         """The work, in the process that does it."""
@@ -89,53 +99,112 @@ class _Scoring:
         return lambda path: self.score(path, methods)
 
     def score(self, path: Path, methods: Sequence[Method]) -> Scores:
-        """The scores of a file; slices are read once for methods with the same preparation."""
-        with blaming(path):
-            opened = open_volume(path, coils=self.how.coils)
+        """The scores of a file, the mean over its volumes; methods with the same preparation share the slices read."""
+        before = {method.name: method.seconds for method in methods}
+        found = [self._score(volume, methods) for volume in self.how.volumes(path)]
+        seconds = {method.name: method.seconds - before[method.name] for method in methods}
+        metrics = {
+            method.name: {
+                name: float(np.mean([one.metrics[method.name][name] for one in found]))
+                for name in found[0].metrics[method.name]
+            }
+            for method in methods
+        }
+        return Scores(
+            metrics,
+            seconds,
+            sum(one.count for one in found),
+            found[0].picture,
+            {method.name: [unit for one in found for unit in one.units[method.name]] for method in methods},
+            list(dict.fromkeys(note for one in found for note in one.notes)),
+        )
+
+    def _score(self, volume: Volume, methods: Sequence[Method]) -> Scores:
+        """The scores of a volume; seconds are left out."""
         compare = self._held_out if self.holdout else self._whole
         score = _kspace_score if self.holdout else METRICS[self.metrics]
-        rows = {method.name: FileScores(score, what="slices") for method in methods}
-        before = {method.name: method.seconds for method in methods}
-        picture: dict[str, np.ndarray] = {}
-        with opened as volume, progress(len(volume), path.name, quiet=self.how.quiet) as advance:
+        pairs: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {method.name: [] for method in methods}
+        label = volume.path.name if volume.part is None else f"{volume.path.name} {volume.part}"
+        numbers: list[int] = []
+        bad: dict[int, str] | None = {} if self.how.skip_bad_slices else None
+        notes = self.how.remarks(volume)
+        reference = None if self.holdout else _Reference(volume, self.metrics, self.scale_reference, notes)
+        with progress(len(volume), label, quiet=self.how.quiet) as advance:
             steps = {method.name: method.prepare(volume) for method in methods}
-            streams = {one: self.how.slices(volume, one) for one in dict.fromkeys(steps.values())}
-            for start in range(0, len(volume), self.how.batch_size):
+            streams = {one: self.how.slices(volume, one, bad=bad) for one in dict.fromkeys(steps.values())}
+            while True:
                 batches = {one: list(islice(stream, self.how.batch_size)) for one, stream in streams.items()}
+                if not any(batches.values()):
+                    break
                 for method in methods:
-                    pairs = compare(volume, start, batches[steps[method.name]], method, steps[method.name])
-                    for offset, (truth, image) in enumerate(pairs):
-                        rows[method.name].add(str(path), truth, image)
-                        if start + offset == len(volume) // 2 and not self.holdout:
-                            picture |= {"target": picture.get("target", truth), method.name: image}
-                advance(len(batches[steps[methods[-1].name]]))
-        with blaming(path, ValueError):
-            metrics = {name: scores.finish() for name, scores in rows.items()}
-        seconds = {method.name: method.seconds - before[method.name] for method in methods}
-        return Scores(metrics, seconds, len(volume), picture or None)
+                    batch = batches[steps[method.name]]
+                    pairs[method.name] += compare(volume, batch, method, steps[method.name], reference)
+                numbers += [index for index, _ in batch]
+                advance(len(batch))
+        if bad:
+            notes.append(f"{'; '.join(bad.values())}: left out")
+        if not numbers:
+            raise FileError(volume.path, "no slice is left to score")
+        picture: dict[str, np.ndarray] = {}
+        if not self.holdout:
+            middle = min(range(len(numbers)), key=lambda place: abs(numbers[place] - len(volume) // 2))
+            picture = {name: made[middle][1] for name, made in pairs.items()}
+            picture = {"target": pairs[methods[0].name][middle][0], **picture}
+        with blaming(volume.path, ValueError):
+            metrics, units = {}, {}
+            for name, made in pairs.items():
+                truths, images = (list(one) for one in zip(*made, strict=True))
+                # Held-out samples differ in number from slice to slice.
+                join = np.concatenate if self.holdout else np.stack
+                metrics[name] = score(join(truths), join(images))
+                units[name] = self._of_slices(score, numbers, truths, images)
+        return Scores(metrics, {}, len(numbers), picture or None, units, notes)
+
+    def _of_slices(
+        self, score: Callable[..., dict[str, float]], numbers: Sequence[int], truths: list[Any], images: list[Any]
+    ) -> list[dict[str, float]]:
+        """The metrics of each slice; the peak of fastMRI's is that of the volume. Empty slices have none."""
+        peak: dict[str, float] = {}
+        if score is METRICS["fastmri"]:
+            peak = {"maxval": float(max(truth.max() for truth in truths))}
+        rows = []
+        for number, truth, image in zip(numbers, truths, images, strict=True):
+            one, other = (truth, image) if self.holdout else (truth[None], image[None])
+            scored = score(one, other, **peak) if truth.any() and image.any() else {}
+            rows.append({"slice": float(number), **scored})
+        return rows
 
     def _whole(
-        self, volume: Volume, start: int, batch: list[PreparedSlice], method: Method, steps: Preprocess
+        self,
+        volume: Volume,
+        batch: list[tuple[int, PreparedSlice]],
+        method: Method,
+        steps: Preprocess,
+        reference: "_Reference | None",
     ) -> list[tuple[np.ndarray, np.ndarray]]:
         """Reference and image of each slice, of one size."""
-        truths = [_reference(volume, start + offset, one, steps) for offset, one in enumerate(batch)]
-        image = self._solved(volume, batch, method, steps)
-        scale = torch.stack([one.scale for one in batch])
+        assert reference is not None
+        prepared = [one for _, one in batch]
+        truths = [reference(index, one, steps) for index, one in batch]
+        image = self._solved(volume, prepared, method, steps)
+        scale = torch.stack([one.scale for one in prepared])
         return [_same_size(*pair) for pair in zip(truths, magnitudes(volume, steps, image, scale), strict=True)]
 
     def _held_out(
-        self, volume: Volume, start: int, batch: list[PreparedSlice], method: Method, steps: Preprocess
+        self,
+        volume: Volume,
+        batch: list[tuple[int, PreparedSlice]],
+        method: Method,
+        steps: Preprocess,
+        reference: "_Reference | None",
     ) -> list[tuple[np.ndarray, np.ndarray]]:
         """Held-out samples as measured and as predicted."""
         with blaming(volume.path, ValueError):
-            parted = [
-                _hold_out(one, self.holdout, (*file_seed(volume.path), start + offset))
-                for offset, one in enumerate(batch)
-            ]
+            parted = [_hold_out(one, self.holdout, (*file_seed(volume.path), index)) for index, one in batch]
         images = self._solved(volume, [kept for kept, _ in parted], method, steps).cpu()
         return [
             _at_samples(image, one, hidden, steps.fft, method.name)
-            for image, one, (_, hidden) in zip(images, batch, parted, strict=True)
+            for image, (_, one), (_, hidden) in zip(images, batch, parted, strict=True)
         ]
 
     def _solved(self, volume: Volume, batch: list[PreparedSlice], method: Method, steps: Preprocess) -> Tensor:
@@ -151,20 +220,92 @@ def _own(volume: Volume) -> FFTConvention:
     return "centered-ortho" if volume.centered else "uncentered-ortho"
 
 
-def _reference(volume: Volume, index: int, prepared: PreparedSlice, steps: Preprocess) -> np.ndarray:
-    """The image to compare with."""
-    with blaming(volume.path):
-        stored: np.ndarray | None = volume.target(index)
-    if stored is not None:
-        return stored
-    if volume.mask is not None:
-        raise FileError(
-            volume.path,
-            "undersampled and without a reference image, nothing to compare with; "
-            "pass --holdout 0.1 to score the prediction of samples that are kept back",
-        )
-    image: np.ndarray = magnitudes(volume, steps, prepared.target[None], prepared.scale[None])[0]
-    return image
+class _Reference:
+    """The images of a volume to compare with: its own ones, once they fit its k-space, else those of full k-space.
+
+    Args:
+        volume: the volume.
+        metrics: what will be computed.
+        rescale: bring the file's own images to the scale of the k-space.
+        notes: receives what a user should hear.
+
+    Raises:
+        FileError: its k-space was measured undersampled and it has no images, or these are on another scale or lie
+            otherwise than those of the k-space.
+    """
+
+    def __init__(self, volume: Volume, metrics: str, rescale: bool, notes: list[str]) -> None:
+        self.volume, self.metrics, self.rescale, self.notes = volume, metrics, rescale, notes
+        self.factor: float | None = None
+
+    def __call__(self, index: int, prepared: PreparedSlice, steps: Preprocess) -> np.ndarray:
+        """The image of a slice."""
+        with blaming(self.volume.path):
+            stored: np.ndarray | None = self.volume.target(index)
+        undersampled = self.volume.mask is not None
+        if stored is None and undersampled:
+            raise FileError(
+                self.volume.path,
+                f"undersampled ({self.volume.found.sampling.evidence}) and without a reference image, nothing to "
+                "compare with; pass --holdout 0.1 to score the prediction of samples that are kept back",
+            )
+        if stored is not None and self.factor is not None:
+            return stored * self.factor if self.rescale else stored
+        measured: np.ndarray = magnitudes(self.volume, steps, prepared.target[None], prepared.scale[None])[0]
+        if stored is None:
+            return measured
+        if stored.any() and measured.any():  # found in the first slice that has an image
+            self.factor = self._compared(stored, measured, undersampled)
+        return stored * (self.factor or 1.0) if self.rescale else stored
+
+    def _compared(self, stored: np.ndarray, measured: np.ndarray, undersampled: bool) -> float:
+        """What the stored image is to be multiplied by to be on the scale of the k-space's image."""
+        one, other = _same_size(stored.astype(np.float64), measured.astype(np.float64))
+        turned = {
+            "upside down": np.flip(one, 0),
+            "left to right": np.flip(one, 1),
+            "turned by 180 degrees": np.flip(one, (0, 1)),
+            "rolled by half its size": np.fft.fftshift(one),
+        }
+        if one.shape[0] == one.shape[1]:
+            turned["transposed"] = one.T
+        likeness, best = _correlation(one, other), max(turned, key=lambda name: _correlation(turned[name], other))
+        if _correlation(turned[best], other) > max(_ALIKE, likeness + (1 - likeness) / 2):
+            raise FileError(
+                self.volume.path,
+                f"the reference image is {best} against the image of the k-space (their correlation is "
+                f"{_correlation(turned[best], other):.2f} then, and {likeness:.2f} as it is); turn it",
+            )
+        factor = float((one * other).sum() / (one**2).sum())
+        # The image of undersampled k-space has lost energy; that of full k-space is the reference, but for noise.
+        low, high = (0.25, 2.0) if undersampled else (1 / _SCALE, _SCALE)
+        if low < factor < high:
+            return factor
+        line = f"the reference image is on another scale than the k-space: {1 / factor:.4g} times the image of it"
+        if undersampled and self.rescale:
+            raise FileError(self.volume.path, f"{line}; undersampled k-space does not say by which factor")
+        if self.rescale:
+            self.notes.append(f"{line}; it is divided by that")
+        elif self.metrics == "scale_invariant":
+            self.notes.append(f"{line}; these metrics do not depend on it")
+        else:
+            raise FileError(
+                self.volume.path,
+                f"{line}; {self.metrics} metrics depend on the scale. Pass --scale-reference to divide by that, or "
+                "--metrics scale_invariant",
+            )
+        return factor
+
+
+_SCALE = 1.2
+"""How far the scales of reference and k-space may differ: crops, filters and noise make some percent."""
+_ALIKE = 0.8
+"""Correlation from which an image is that of the k-space."""
+
+
+def _correlation(one: np.ndarray, other: np.ndarray) -> float:
+    a, b = one - one.mean(), other - other.mean()
+    return float((a * b).sum() / (np.sqrt((a**2).sum() * (b**2).sum()) or 1.0))
 
 
 def _same_size(truth: np.ndarray, image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

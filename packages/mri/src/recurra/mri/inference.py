@@ -33,20 +33,22 @@ from recurra.core.processes import Work
 from recurra.core.screen import progress
 from recurra.core.verbs import Inputs
 from recurra.mri.data import Volume, open_volume
+from recurra.mri.data.axes import parse_axes
 from recurra.mri.data.dataset import prepare
 from recurra.mri.data.maps import MapsFile
+from recurra.mri.data.reading import open_parts
+from recurra.mri.data.sources import SUFFIXES
+from recurra.mri.data.volume import BadSlice
 from recurra.mri.figures import preview_png
 from recurra.mri.masks import MASKS, MaskGenerator, file_seed
 from recurra.mri.models.reconstructor import Maps, Reconstructor
-from recurra.mri.operators import center_crop
+from recurra.mri.operators import center_crop, upright
 from recurra.mri.outputs import OutputFormat, origin_of, volume_writer
 from recurra.mri.preprocess import PreparedSlice, Preprocess
 from recurra.mri.sensitivity import within_support
 
 if TYPE_CHECKING:
     from recurra.mri.verbs import Undersampling
-
-SUFFIXES = (".h5", ".hdf5", ".dat")
 
 
 def load_checkpoint(checkpoint: str | Path | Reconstructor) -> Reconstructor:
@@ -64,6 +66,10 @@ class Reconstruction:
     maps: str | None = None
     undersampling: "Undersampling | None" = None
     coils: int | None = None
+    axes: str | None = None
+    part: str | None = None
+    whiten: bool = True
+    skip_bad_slices: bool = False
     fft: str | None = None
     device: str = "auto"
     batch_size: int = 1
@@ -115,6 +121,8 @@ class Reconstruction:
         if self.maps is not None and self.maps not in get_args(Maps) and not {"/", "."} & set(self.maps):
             hint = nearest(self.maps, get_args(Maps))
             raise UserError(f"maps must be espirit, rss, unit or FILE.h5[:dataset]; got {self.maps!r}{hint}")
+        if self.axes is not None:
+            parse_axes(self.axes)
         _generator(self.undersampling)
         _ = self.target, self.solve, self.steps
         return self
@@ -123,44 +131,102 @@ class Reconstruction:
         """Digest of the model and of the options that change the numbers."""
         drawn = None if self.undersampling is None else asdict(self.undersampling)
         given = Path(str(self.maps).partition(":")[0])
-        own = self.maps not in get_args(Maps) and given.is_file()
-        maps = file_digest(given) if own else None
+        maps = file_digest(given) if self.given_maps and given.is_file() else None
         options = {"maps": self.maps, "given": maps, "drawn": drawn, "coils": self.coils, "precision": self.precision}
+        options |= {"axes": self.axes, "part": self.part, "whiten": self.whiten}
         return options_digest(self.model, options | more)
 
-    def slices(self, volume: Volume, steps: Preprocess | None = None) -> Iterator[PreparedSlice]:
-        """The slices of a volume as the network takes them, read one by one.
+    @property
+    def given_maps(self) -> bool:
+        """Whether coil maps come from a file."""
+        return self.maps is not None and self.maps not in get_args(Maps)
+
+    def volumes(self, path: Path) -> Iterator[Volume]:
+        """The volumes of a file, one after the other: its echoes, repetitions and so on, or the one that is asked for.
+
+        Raises:
+            FileError: the file cannot be read.
+        """
+        # Maps in a file are of the coils as they were measured.
+        reading = {"coils": self.coils, "axes": self.axes, "whiten": self.whiten and not self.given_maps}
+        opened = open_parts(path, part=self.part, **reading)
+        while True:
+            with blaming(path):
+                volume = next(opened, None)
+                if volume is None:
+                    return
+                _ = volume.found
+            yield volume
+
+    def slices(
+        self, volume: Volume, steps: Preprocess | None = None, *, bad: dict[int, str] | None = None
+    ) -> Iterator[tuple[int, PreparedSlice]]:
+        """Number and slice, as the network takes it, of a volume; read one by one.
 
         Args:
             volume: an open file.
             steps: other ones than the network's.
+            bad: receives why a slice is left out that holds values that are no numbers; None refuses it.
 
         Raises:
             ValueError: samples, mask or maps do not serve; the line names the file.
         """
         steps = steps or self.steps
         with blaming(volume.path):
-            given = None if self.maps is None or self.maps in get_args(Maps) else MapsFile(self.maps, volume.shape)
+            given = MapsFile(str(self.maps), volume.shape) if self.given_maps else None
         generator, seed = None, None
-        if self.undersampling is not None and volume.mask is None:
+        if self.undersampling is not None:
             generator = _generator(self.undersampling)
             seed = file_seed(volume.path) if self.undersampling.seed is None else self.undersampling.seed
         for index in range(len(volume)):
-            maps = None if given is None else given(index)
-            if maps is not None and steps.fft.startswith("uncentered") and volume.centered:
-                # Maps in a file are upright, this network's images are not.
-                maps = torch.fft.ifftshift(maps, dim=(-2, -1))
-            yield prepare(volume.slice(index), steps, generator=generator, seed=seed, sensitivity=maps)
+            try:
+                raw = volume.slice(index)
+            except BadSlice as error:
+                if bad is None:
+                    raise
+                bad[index] = error.reason
+                continue
+            if generator is not None and raw.mask is not None:
+                raise FileError(
+                    volume.path,
+                    f"was measured undersampled ({volume.found.sampling.evidence}); --mask undersamples fully sampled "
+                    "files, leave it out",
+                )
+            maps = None if given is None else upright(given(index), steps.fft, volume.centered, back=True)
+            yield index, prepare(raw, steps, generator=generator, seed=seed, sensitivity=maps)
 
-    def images(self, volume: Volume, advance: Callable[..., None]) -> Iterator[NDArray[np.float32]]:
-        """The magnitude images of a volume's slices, in order; never more than a batch is in memory."""
-        slices = self.slices(volume)
+    def images(
+        self, volume: Volume, advance: Callable[..., None], *, bad: dict[int, str] | None = None
+    ) -> Iterator[tuple[int, NDArray[Any]]]:
+        """Number and image of a volume's slices, in order; never more than a batch is in memory."""
+        slices = self.slices(volume, bad=bad)
         while batch := list(islice(slices, self.batch_size)):
-            kspace, maps, mask = batched(batch)
+            prepared = [one for _, one in batch]
+            kspace, maps, mask = batched(prepared)
             with blaming(volume.path, ValueError):
                 image = self.solve(kspace.to(self.target), maps.to(self.target), mask.to(self.target))
-            yield from magnitudes(volume, self.steps, image, torch.stack([one.scale for one in batch]))
+            made = magnitudes(volume, self.steps, image, torch.stack([one.scale for one in prepared]))
+            yield from zip((index for index, _ in batch), made, strict=True)
             advance(len(batch))
+
+    def remarks(self, volume: Volume) -> list[str]:
+        """What a user should hear about how a volume was read and what is made of it; a line each."""
+        said = volume.remarks
+        if self.given_maps and self.whiten and volume.noise:
+            said.append("the noise scan is not used: the coil maps given are of the coils as they were measured")
+        if seam := seam_of(self.model, volume.centered):
+            said.append(seam)
+        return said
+
+
+def seam_of(model: Reconstructor, centered: bool = True) -> str:
+    """What to say of a network that sees images with their middle in the corner, or nothing."""
+    if model.fft != "uncentered-ortho" or not centered:
+        return ""
+    return (
+        "this checkpoint sees centred k-space through uncentered-ortho, which leaves a seam through the middle of the "
+        "image; --fft recentered-ortho is the same transform without it"
+    )
 
 
 def batched(slices: Sequence[PreparedSlice]) -> tuple[Tensor, Tensor, Tensor]:
@@ -195,11 +261,7 @@ def magnitudes(
     magnitude = images.abs().float().cpu() * scale.cpu()[:, None, None]
     if not torch.isfinite(magnitude).all():
         raise FileError(volume.path, "the reconstruction is not finite; the checkpoint does not fit these data")
-    corner_origin = steps.fft.startswith("uncentered")
-    if corner_origin and volume.centered:
-        magnitude = torch.fft.fftshift(magnitude, dim=(-2, -1))
-    elif not corner_origin and not volume.centered:
-        magnitude = torch.fft.ifftshift(magnitude, dim=(-2, -1))
+    magnitude = upright(magnitude, steps.fft, volume.centered)
     if volume.recon_size is not None:
         rows, columns = volume.recon_size
         # Some FLAIR files have fewer columns than their header's matrix: fastMRI then crops to a square of the columns.
@@ -235,58 +297,94 @@ class _ToFiles:
     out: Path
     formats: tuple[OutputFormat, ...]
     preview: bool
+    overwrite: bool = False
 
     def __call__(self) -> Work[Result]:
         """The work, in the process that does it."""
         options = self.how.check().digest()
         return lambda path: self.result(path, str(Origin(file_digest(path), options)))
 
-    def outputs(self, path: Path) -> list[Path]:
+    def outputs(self, path: Path, part: str | None = None) -> list[Path]:
         """Where the results of an input go; the HDF5 file has the input's name, as the leader board wants it."""
-        names = {"fastmri": f"{path.stem}.h5", "nifti": f"{path.stem}.nii", "dicom": f"{path.stem}_dicom"}
+        stem = path.stem if part is None else f"{path.stem}_{part}"
+        names = {"fastmri": f"{stem}.h5", "nifti": f"{stem}.nii", "dicom": f"{stem}_dicom"}
         return [self.out / names[kind] for kind in self.formats]
 
-    def result(self, path: Path, origin: str) -> Result:
-        with blaming(path):
-            opened = open_volume(path, coils=self.how.coils)
-        with opened as volume, progress(len(volume), path.name, quiet=self.how.quiet) as advance:
-            written = self.write(volume, self.how.images(volume, advance), origin)
-            return VolumeResult(path, written, len(volume))
+    def pictures(self, path: Path, part: str | None = None) -> list[Path]:
+        """Where the preview of an input goes, if one is wanted."""
+        stem = path.stem if part is None else f"{path.stem}_{part}"
+        return [self.out / f"{stem}.png"] if self.preview else []
 
-    def write(self, volume: Volume, images: Iterator[NDArray[np.float32]], origin: str) -> list[Path]:
-        first = next(images)
+    def result(self, path: Path, origin: str) -> Result:
+        result = VolumeResult(path)
+        damage: list[str] = []
+        for volume in self.how.volumes(path):
+            bad: dict[int, str] = {}
+            name = path.name if volume.part is None else f"{path.name} {volume.part}"
+            with progress(len(volume), name, quiet=self.how.quiet) as advance:
+                result.outputs += self.write(volume, self.how.images(volume, advance, bad=bad), origin, bad)
+            result.count += len(volume)
+            result.notes += [note for note in self.how.remarks(volume) if note not in result.notes]
+            damage += bad.values()
+        if damage:
+            done = f"{'; '.join(damage)}: left out, {result.count - len(damage)} of {result.count} slices were written"
+            if self.how.skip_bad_slices:
+                result.notes.append(done)
+            else:
+                result.error = f"{path}: {done}; --skip-bad-slices takes that for a success"
+        return result
+
+    def write(
+        self, volume: Volume, images: Iterator[tuple[int, NDArray[Any]]], origin: str, bad: dict[int, str]
+    ) -> list[Path]:
+        numbered = next(images, None)
+        if numbered is None:
+            raise FileError(volume.path, f"{'; '.join(bad.values())}; no slice is left")
+        first = numbered[1]
         shape = (len(volume), *first.shape)
-        written = self.outputs(volume.path)
-        affine = volume.image_affine(shape[1:])
+        written = self.outputs(volume.path, volume.part)
+        for output in written if volume.part and not self.overwrite else ():
+            open_output(output)
+        placed = {"nifti", "dicom"} & set(self.formats)
+        affine = volume.image_affine(shape[1:]) if placed else np.eye(4)
+        middle, distance = first, len(volume)
         with ExitStack() as stack:
             writers = [
                 stack.enter_context(volume_writer(path, shape, format=kind, affine=affine, origin=origin))
                 for path, kind in zip(written, self.formats, strict=True)
             ]
-            middle = first
-            for index, image in enumerate(chain([first], images)):
+            for index, image in chain([numbered], images):
                 for writer in writers:
+                    while writer.written < index:
+                        writer.skip()
                     writer.write(image)
-                if index == len(volume) // 2:
-                    middle = image
-        if self.preview:
-            written.append(self.out / f"{volume.path.stem}.png")
-            preview_png(written[-1], middle, title=f"{volume.path.name}, slice {len(volume) // 2}")
+                if abs(index - len(volume) // 2) < distance:
+                    middle, distance = image, abs(index - len(volume) // 2)
+            for writer in writers:
+                while writer.written < len(volume):
+                    writer.skip()
+        for picture in self.pictures(volume.path, volume.part):
+            title = volume.path.name if volume.part is None else f"{volume.path.name}, {volume.part}"
+            written.append(preview_png(picture, middle, title=f"{title}, slice {len(volume) // 2}"))
         return written
 
     def kept(self, path: Path) -> Result | None:
         """What an earlier run with the same options made of the same input, if all of it is whole."""
-        outputs = self.outputs(path)
+        parts: tuple[str | None, ...] = (self.how.part,)
+        if self.how.part is None:
+            with blaming(path), open_volume(path, coils=self.how.coils, axes=self.how.axes) as volume:
+                parts = volume.parts or (None,)
+        outputs = [output for part in parts for output in self.outputs(path, part)]
         there = [output for output in outputs if output.exists()]
         if not there:
             return None
         origin = Origin(file_digest(path), self.how.digest())
         found = {output: origin_of(output) for output in there}
-        pictures = [self.out / f"{path.stem}.png"] if self.preview else []
+        pictures = [picture for part in parts for picture in self.pictures(path, part)]
         made = {output: text for output, (text, _) in found.items()}
         if not kept(made, len(outputs), origin, pictures):
             return None
-        return VolumeResult(path, outputs + pictures, found[outputs[0]][1])
+        return VolumeResult(path, outputs + pictures, sum(found[output][1] for output in outputs[:: len(self.formats)]))
 
 
 def reconstruct_files(
@@ -300,10 +398,10 @@ def reconstruct_files(
     _ = how.target
     found = find_inputs(inputs, SUFFIXES)
     chosen: Any = tuple(dict.fromkeys(formats))
-    work = _ToFiles(how, out, chosen, preview)
-    outputs = [output for _, path in share(found, runs.shard) for output in work.outputs(path)]
+    work = _ToFiles(how, out, chosen, preview, runs.overwrite or runs.resume)
+    outputs = [output for _, path in share(found, runs.shard) for output in work.outputs(path, how.part)]
     guard_inputs(outputs, [*found, *how.own_files])
-    previews = [out / f"{path.stem}.png" for _, path in share(found, runs.shard)] if preview else []
+    previews = [picture for _, path in share(found, runs.shard) for picture in work.pictures(path, how.part)]
     for output in outputs:
         if output.is_dir() and not output.name.endswith("_dicom"):
             raise UserError(f"{output}: is a folder, and a file is to be written there; choose another --out")

@@ -136,6 +136,30 @@ def center_crop(x: Tensor, shape: tuple[int, int]) -> Tensor:
     return x[..., top : top + height, left : left + width]
 
 
+def upright(image: Tensor, convention: FFTConvention, centered: bool, *, back: bool = False) -> Tensor:
+    """An image as a person sees it, of one as a network's convention makes it of a file's k-space.
+
+    A plain transform of k-space whose own is centred shows the middle of the image in the corner, and the reverse.
+
+    Args:
+        image: (..., height, width).
+        convention: of the network.
+        centered: whether a centred transform gives the upright image of the file's k-space (`RawSlice.centered`).
+        back: from the upright image to the network's.
+    """
+    if not turns(convention, centered):
+        return image
+    # Rolled by N//2 one way and (N+1)//2 the other; these differ for odd sizes.
+    roll = torch.fft.fftshift if centered != back else torch.fft.ifftshift
+    rolled: Tensor = roll(image, dim=(-2, -1))
+    return rolled
+
+
+def turns(convention: FFTConvention, centered: bool) -> bool:
+    """Whether a network of this convention sees the images of such files with their middle in the corner."""
+    return convention.startswith("uncentered") == centered
+
+
 def complex_abs(x: Complex[Tensor, "*axes"]) -> Float[Tensor, "*axes"]:
     """Magnitude."""
     return x.abs()

@@ -43,6 +43,11 @@ class VolumeWriter(Writer[NDArray[Any]]):
         if not np.isfinite(piece).all():
             raise ValueError(f"{self.path}: slice {self.written} of the reconstruction has NaN or infinite values")
 
+    def skip(self) -> None:
+        """Leaves a slice out: it is NaN, or no file of a DICOM series."""
+        self._write(np.full(self.shape[1:], np.nan, np.float32))
+        self.written += 1
+
     def finish(self) -> None:
         """Checks that all slices are there and brings them to the disk."""
         super().finish()
@@ -132,6 +137,10 @@ class DICOMWriter(VolumeWriter):
         self._affine, self._name = affine, name
         self._seed = b""
         path.mkdir()
+
+    def skip(self) -> None:
+        """Leaves a slice out: it has no file."""
+        self.written += 1
 
     def _uid(self, what: str) -> Any:
         """An identifier that is the same for the same images of the same input, and another for all others."""
@@ -272,10 +281,15 @@ def _of_nifti(path: Path) -> tuple[str, int, bool]:
     with path.open("rb") as stream:
         header: Any = Nifti1Header.from_fileobj(stream)  # type: ignore[no-untyped-call]
     shape = header.get_data_shape()
-    return bytes(header["descrip"].item()).decode(), shape[-1], path.stat().st_size == 352 + 4 * math.prod(shape)
+    whole = path.stat().st_size == 352 + 4 * math.prod(shape)
+    if whole:  # a slice that was left out is NaN
+        values = np.memmap(path, "<f4", "r", 352).reshape(shape, order="F")
+        whole = bool(np.isfinite(values[0, 0]).all())
+    return bytes(header["descrip"].item()).decode(), shape[-1], whole
 
 
 def _of_hdf5(path: Path) -> tuple[str, int, bool]:
     with h5py.File(path, "r", locking=False) as file:
         slices = len(file["reconstruction"]) if "reconstruction" in file else 0
-        return str(file.attrs.get("recurra", "")), slices, slices > 0
+        whole = slices > 0 and bool(np.isfinite(file["reconstruction"][:, 0, 0]).all())  # NaN: a slice left out
+        return str(file.attrs.get("recurra", "")), slices, whole

@@ -6,6 +6,7 @@ that scale again.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -30,9 +31,8 @@ class PreparedSlice:
         sensitivity: coil maps, complex (coil, height, width).
         mask: the samples taken, (1, 1 or height, width).
         acs: calibration samples, (1, 1 or height, width).
-        target: root sum of squares of the scaled, fully sampled images (height, width); without meaning where the
-            k-space was not fully sampled.
-        reference: the same as one complex image, combined by the coil maps (height, width).
+        full: k-space as it was before the mask, not scaled (coil, height, width).
+        fft: Fourier convention of its images.
         scale: what the k-space was divided by.
         acceleration: that of the drawn mask; else the share of samples taken, inverted.
     """
@@ -41,10 +41,24 @@ class PreparedSlice:
     sensitivity: Complex[Tensor, "coil height width"]
     mask: Bool[Tensor, "1 row width"]
     acs: Bool[Tensor, "1 acs_row width"]
-    target: Float[Tensor, "height width"]
-    reference: Complex[Tensor, "height width"]
+    full: Complex[Tensor, "coil height width"]
+    fft: FFTConvention
     scale: Float[Tensor, ""]
     acceleration: float
+
+    @cached_property
+    def target(self) -> Float[Tensor, "height width"]:
+        """Root sum of squares of the images of `full`, scaled; a truth only if that was fully sampled."""
+        return rss(self._images)[0]
+
+    @cached_property
+    def reference(self) -> Complex[Tensor, "height width"]:
+        """The same as one complex image, combined by the coil maps."""
+        return sense_reduce(self._images, self.sensitivity[None])[0]
+
+    @cached_property
+    def _images(self) -> Complex[Tensor, "1 coil height width"]:
+        return ifft(self.full, self.fft)[None] / self.scale
 
 
 @dataclass(frozen=True)
@@ -133,14 +147,13 @@ class Preprocess:
             sensitivity = self.estimate_maps(full, acs)
         sensitivity = sensitivity.to(full.dtype)
         scale = self.scale(masked)
-        coil_images = ifft(full, self.fft)[None] / scale
         return PreparedSlice(
             kspace=masked / scale,
             sensitivity=sensitivity,
             mask=sampling[None],
             acs=acs[None],
-            target=rss(coil_images)[0],
-            reference=sense_reduce(coil_images, sensitivity[None])[0],
+            full=full,
+            fft=self.fft,
             scale=scale,
             acceleration=acceleration,
         )

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from recurra.core.evaluation import Table
     from recurra.core.exporting import ExportReport
     from recurra.core.inference import Results
+    from recurra.core.inspection import Inspection
     from recurra.core.training import Report
     from recurra.mri.models.reconstructor import Reconstructor
 
@@ -41,6 +42,12 @@ Checkpoint = Annotated["str | Path | Reconstructor", Option(_CHECKPOINT, kind=st
 Files = Annotated[Inputs, Option(_FILES, kind=list[Path])]
 Maps = Annotated[str | None, Option(_MAPS)]
 Coils = Annotated[int | None, Option("Pass 1 for single-coil files, whose k-space has no coil axis.", min=1)]
+Axes = Annotated[str | None, Option("Order of the axes of kspace where it is not found: e.g. slice,height,width,coil.")]
+Part = Annotated[
+    str | None, Option("The echo, repetition, phase, set or frame to take, as inspect calls it. Default: all.")
+]
+Whiten = Annotated[bool, Option("Make the noise of the coils white where a file has a noise scan.")]
+SkipBad = Annotated[bool, Option("Leave slices out that hold NaN or infinite samples, and call that a success.")]
 FFT = Annotated[str | None, Option("Override the checkpoint's FFT convention, e.g. recentered-ortho.")]
 
 
@@ -92,6 +99,30 @@ def train(
 
 
 @verb
+def inspect(
+    inputs: Files,
+    *,
+    coils: Coils = None,
+    axes: Axes = None,
+    part: Part = None,
+    whiten: Whiten = True,
+) -> "Inspection":
+    """Show what is known about k-space files, from what evidence, and what will be done with them.
+
+    All slices are read. The first thing to try with a file that is not from a public data set.
+    """
+    from functools import partial
+
+    from recurra.core.files import find_inputs
+    from recurra.core.inspection import inspect_files
+    from recurra.mri.data.sources import SUFFIXES
+    from recurra.mri.inspection import facts_of
+
+    look = partial(facts_of, coils=coils, axes=axes, part=part, whiten=whiten)
+    return inspect_files(find_inputs(inputs, SUFFIXES), look)
+
+
+@verb
 def reconstruct(
     checkpoint: Checkpoint,
     inputs: Files,
@@ -100,6 +131,10 @@ def reconstruct(
     maps: Maps = None,
     undersampling: Undersampling | None = None,
     coils: Coils = None,
+    axes: Axes = None,
+    part: Part = None,
+    whiten: Whiten = True,
+    skip_bad_slices: SkipBad = False,
     fft: FFT = None,
     formats: Annotated[Sequence[str], Option(flags=("--format", "--formats"), listed=True)] = ("fastmri",),
     preview: bool = True,
@@ -125,7 +160,8 @@ def reconstruct(
     from recurra.core.inference import Runs
     from recurra.mri.inference import Reconstruction, reconstruct_files
 
-    how = Reconstruction(checkpoint, maps, undersampling, coils, fft, device, batch_size, precision, quiet)
+    read = (coils, axes, part, whiten, skip_bad_slices)
+    how = Reconstruction(checkpoint, maps, undersampling, *read, fft, device, batch_size, precision, quiet)
     runs = Runs(workers, shard, resume, overwrite, quiet)
     return reconstruct_files(how, inputs, Path(out), formats=tuple(formats), preview=preview, runs=runs)
 
@@ -140,9 +176,14 @@ def evaluate(
     metrics: str = "fastmri",
     baselines: Annotated[Sequence[str], Option(listed=True)] = ("zero_filled", "l1_wavelet"),
     holdout: Annotated[float, Option(min=0.0, max=0.5)] = 0.0,
+    scale_reference: bool = False,
     maps: Maps = None,
     undersampling: Undersampling | None = None,
     coils: Coils = None,
+    axes: Axes = None,
+    part: Part = None,
+    whiten: Whiten = True,
+    skip_bad_slices: SkipBad = False,
     fft: FFT = None,
     report: bool = False,
     device: Device = "auto",
@@ -166,6 +207,7 @@ def evaluate(
         metrics: one of fastmri, calgary_campinas, scale_invariant.
         baselines: comma-separated: zero_filled, cg_sense, l1_wavelet; or none. They run on the CPU.
         holdout: for files without a reference: keep this share of the samples back and score their prediction.
+        scale_reference: bring a reference that is on another scale than the k-space to its scale.
         report: write report.html too: one page with tables, pictures, a row a file and how to repeat it.
 
     Raises:
@@ -175,7 +217,8 @@ def evaluate(
     from recurra.mri.evaluation import evaluate_files
     from recurra.mri.inference import Reconstruction
 
-    how = Reconstruction(checkpoint, maps, undersampling, coils, fft, device, batch_size, precision, quiet)
+    read = (coils, axes, part, whiten, skip_bad_slices)
+    how = Reconstruction(checkpoint, maps, undersampling, *read, fft, device, batch_size, precision, quiet)
     return evaluate_files(
         how,
         data,
@@ -184,6 +227,7 @@ def evaluate(
         metrics=metrics,
         baselines=tuple(baselines),
         holdout=holdout,
+        scale_reference=scale_reference,
         command=spelled("recurra.mri", evaluate, locals()) if report else None,
         runs=Runs(workers, shard, resume, overwrite, quiet),
     )
@@ -270,7 +314,7 @@ def sample(
     return write_sample(open_output(Path(out), overwrite), slices=slices, seed=seed)
 
 
-VERBS = (train, reconstruct, evaluate, convert, export, info, sample)
+VERBS = (train, inspect, reconstruct, evaluate, convert, export, info, sample)
 
 
 def main() -> None:

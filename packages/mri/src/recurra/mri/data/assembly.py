@@ -2,20 +2,22 @@
 
 Rules: noise, navigator and phase-correction lines are left out; reversed readouts are flipped; a line lies at its
 encoding step, the centre step at column W//2, its own centre sample at row H//2; lines measured more than once
-(averages, repetitions, segments) are averaged; the readout oversampling is cut away in image space. Contrasts,
-phases and sets of a slice are volumes of their own, one after the other.
+(averages, segments) are averaged; the readout oversampling is cut away in image space. Echoes, repetitions, phases and
+sets are volumes of their own, the parts of a file, and never slices of one.
 """
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from jaxtyping import Complex64
+from jaxtyping import Complex64, Float64
 from numpy.typing import NDArray
 
-from recurra.mri.data.volume import Volume
+from recurra.mri.data.geometry import Geometry, slice_order, unevenness
+from recurra.mri.data.volume import Volume, chosen_part
+from recurra.mri.noise import Noise
 
 LINE = np.dtype(
     [
@@ -26,6 +28,7 @@ LINE = np.dtype(
         ("contrast", np.int64),
         ("phase", np.int64),
         ("set", np.int64),
+        ("repetition", np.int64),
         ("samples", np.int64),
         ("coils", np.int64),
         ("center", np.int64),  # sample of the readout that is the centre of k-space
@@ -33,8 +36,13 @@ LINE = np.dtype(
         ("post", np.int64),
         ("reversed", np.bool_),
         ("calibration", np.bool_),  # for parallel imaging alone
+        ("position", np.float64, (3,)),  # of the slice's middle, mm, right-anterior-superior
     ]
 )
+# What makes volumes of their own, and how they are called.
+_PARTS = {"contrast": "echo", "repetition": "repetition", "phase": "phase", "set": "set"}
+_SPILLED = 0.01
+"""Share of a readout that may lie beyond the matrix: some converters count the centre sample one off."""
 
 
 class AssembledVolume(Volume):
@@ -47,9 +55,17 @@ class AssembledVolume(Volume):
         center_step: encoding step of the centre of k-space.
         readout: readout samples to keep of the oversampled ones.
         separate_calibration: calibration lines come from a scan of their own: they are kept apart.
+        voxel: size along rows, columns and slices, mm.
+        directions: unit vectors of rows, columns and slices for each line (line, 3, 3), right-anterior-superior; None
+            if they are not stated.
         coils: number of coils that the file must have.
+        part: name of the echo, repetition and so on to take; the first by default.
+        attributes: what else the file says.
+        measure: the noise of the coils, None without a noise scan; a ValueError says why a scan does not serve.
         about: the other arguments of `Volume`.
     """
+
+    origin_is_known = True
 
     def __init__(
         self,
@@ -60,31 +76,73 @@ class AssembledVolume(Volume):
         center_step: int,
         readout: int,
         separate_calibration: bool,
+        voxel: tuple[float, float, float],
+        directions: Float64[NDArray[np.float64], "line 3 3"] | None,
         coils: int | None = None,
+        part: str | None = None,
+        attributes: dict[str, Any] | None = None,
+        measure: Callable[[], Noise | None] = lambda: None,
         **about: Any,
     ) -> None:
         self._check(path, lines, matrix, center_step, coils)
         self._matrix, self._readout = matrix, readout
         self._first = matrix[1] // 2 - center_step
         apart = lines["calibration"] & separate_calibration
-        self._lines, self._calibration = lines[~apart], lines[apart]
-        if not len(self._lines):
+        self._calibration, ours = lines[apart], ~apart
+        if not ours.any():
             raise ValueError(f"{path}: has calibration lines but no image lines")
-        keys = np.stack([self._lines[name] for name in ("contrast", "phase", "set", "slice")], axis=1)
-        self._slices, owner = np.unique(keys, axis=0, return_inverse=True)
-        self._owner = owner.ravel()
-        taken = {tuple(np.unique(self._lines["step"][self._owner == n])) for n in range(len(self._slices))}
-        if len(taken) > 1:
-            counts = sorted(len(steps) for steps in taken)
-            raise ValueError(f"{path}: slices are sampled differently ({counts[0]} and {counts[-1]} lines each)")
-        sampled = np.zeros((1, matrix[1]), bool)
-        sampled[0, np.array(next(iter(taken))) + self._first] = True
-        shape = (len(self._slices), int(lines["coils"][0]), readout, matrix[1])
-        super().__init__(path, shape=shape, mask=None if sampled.all() else sampled, **about)
+        keys = np.stack([lines[name][ours] for name in _PARTS], axis=1)
+        kinds = np.unique(keys, axis=0)
+        names = _part_names(kinds)
+        number = chosen_part(path, names, part)
+        chosen = np.flatnonzero(ours)[(keys == kinds[number]).all(1)]
+        numbers, firsts, owner = np.unique(lines["slice"][chosen], return_index=True, return_inverse=True)
+        order, geometry = _geometry(
+            lines["position"][chosen][firsts],
+            None if directions is None else directions[chosen][firsts],
+            (readout, matrix[1]),
+            voxel,
+        )
+        self._lines, self._numbers = lines[chosen], numbers[order]
+        self._owner = np.argsort(order)[owner.ravel()]
+        sampled = np.zeros((len(numbers), 1, matrix[1]), bool)
+        sampled[self._owner, 0, self._lines["step"] + self._first] = True
+        if bool((sampled == sampled[:1]).all()):
+            sampled = sampled[:1]
+        facts = dict(attributes or {})
+        remarks = []
+        noise = None
+        try:
+            noise = measure()
+        except ValueError as error:
+            remarks.append(f"the noise scan is not used: {str(error).removesuffix('; leave whitening out')}")
+        if len(kinds) > 1:
+            what = " and ".join(
+                f"{name}s" for key, name in _PARTS.items() if len(np.unique(kinds[:, [*_PARTS].index(key)])) > 1
+            )
+            facts |= {what.replace(" and ", "_"): f"{names[number]}, one of {', '.join(names)}"}
+            remarks.append(f"holds {len(kinds)} volumes ({what}), which are kept apart: {', '.join(names)}")
+        _, times = np.unique(np.stack([self._owner, self._lines["step"]]), axis=1, return_counts=True)
+        if times.max() > 1:
+            facts["averages"] = int(times.max())
+        super().__init__(
+            path,
+            shape=(len(numbers), int(lines["coils"][0]), readout, matrix[1]),
+            mask=None if sampled.all() else sampled,
+            mask_name="the list of measured lines",
+            axes="slice, coil, height, width: put together from the measured lines",
+            geometry=geometry,
+            attributes=facts,
+            parts=names if len(kinds) > 1 else (),
+            part=names[number] if len(kinds) > 1 else None,
+            remarks=tuple(remarks),
+            noise=noise,
+            **about,
+        )
 
     def calibration(self, index: int) -> Complex64[NDArray[np.complex64], "coil height width"] | None:
         """Calibration lines of a slice that were measured in a scan of their own, zero elsewhere; None without any."""
-        lines = self._calibration[self._calibration["slice"] == self._slices[self._index(index)][-1]]
+        lines = self._calibration[self._calibration["slice"] == self._numbers[self._index(index)]]
         return self._assemble(lines) if len(lines) else None
 
     @abstractmethod
@@ -124,12 +182,51 @@ class AssembledVolume(Volume):
             raise ValueError(f"{path}: lines have between {found[0]} and {found[-1]} coils; expected one number")
         if coils is not None and found[0] != coils:
             raise ValueError(f"{path}: has {found[0]} coils; expected {coils} as given by --coils")
+        starts = matrix[0] // 2 - lines["center"] + np.where(lines["reversed"], lines["post"], lines["pre"])
+        lengths = lines["samples"] - lines["pre"] - lines["post"]
+        spilled = np.maximum(-starts, 0) + np.maximum(starts + lengths - matrix[0], 0)
+        if (spilled > np.maximum(2, _SPILLED * lengths)).any():
+            worst = int(spilled.argmax())
+            raise ValueError(
+                f"{path}: a readout of {lines['samples'][worst]} samples, centre {lines['center'][worst]}, does not "
+                f"fit the header's matrix of {matrix[0]}: {spilled[worst]} samples would be lost"
+            )
         columns = lines["step"] + matrix[1] // 2 - center_step
         if columns.min() < 0 or columns.max() >= matrix[1]:
             raise ValueError(
                 f"{path}: phase encoding steps {lines['step'].min()} to {lines['step'].max()} do not fit a matrix of "
                 f"{matrix[1]} columns with centre {center_step}"
             )
+
+
+def _part_names(kinds: NDArray[np.int64]) -> tuple[str, ...]:
+    """Names such as echo2_repetition1: of all numbers that differ, counted from one."""
+    varying = [column for column in range(kinds.shape[1]) if len(np.unique(kinds[:, column])) > 1]
+    words = list(_PARTS.values())
+    return tuple("_".join(f"{words[column]}{kind[column] + 1}" for column in varying) for kind in kinds)
+
+
+def _geometry(
+    positions: NDArray[np.float64],
+    directions: NDArray[np.float64] | None,
+    matrix: tuple[int, int],
+    voxel: tuple[float, float, float],
+) -> tuple[NDArray[np.int64], Geometry]:
+    """The order of the slices in space, and where they are; positions and directions are in the order of numbers."""
+    if directions is None or not np.allclose(np.linalg.norm(directions, axis=1), 1, atol=1e-3):
+        numbered = np.arange(len(positions), dtype=np.int64)
+        return numbered, Geometry(matrix, voxel)
+    order, evidence = slice_order(positions, directions[0, :, 2])
+    positions, directions = positions[order], directions[order]
+    geometry = Geometry(
+        matrix,
+        voxel,
+        directions[0],
+        positions,
+        f"directions stated by the scanner; {evidence}",
+        unevenness(positions, directions),
+    )
+    return order, geometry
 
 
 def remove_oversampling(kspace: NDArray[np.complex128], readout: int) -> NDArray[np.complex128]:

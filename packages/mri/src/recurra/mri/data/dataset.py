@@ -6,6 +6,7 @@ float32 on the same scale, reference like it but complex64, scale, acceleration,
 """
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,32 +14,35 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from recurra.core.errors import FileError
+from recurra.core.errors import FileError, blaming
 from recurra.core.sampling import Cached, EpochDataset
 from recurra.mri.data.phantom import phantom_slice
-from recurra.mri.data.reading import open_volume
-from recurra.mri.data.volume import RawSlice
+from recurra.mri.data.reading import open_parts, open_volume
+from recurra.mri.data.volume import BadSlice, Found, RawSlice, Volume
 from recurra.mri.masks import MaskGenerator, Seed, file_seed
-from recurra.mri.operators import center_crop, sense_reduce
+from recurra.mri.operators import center_crop, sense_reduce, turns, upright
 from recurra.mri.preprocess import PreparedSlice, Preprocess
 
 
 class SliceDataset(EpochDataset):
-    """The slices of files.
+    """The slices of fully sampled files, whose images are the targets; of echoes, repetitions and so on all.
 
     Args:
         files: k-space files of any known format.
         preprocess: what is done to a slice.
-        mask: undersamples fully sampled slices; the mask of a file wins.
+        mask: undersamples the slices.
         seed: of the masks; None gives each file its own mask, the same in every epoch, as for validation.
         coils: number of coils that the files must have; 1 admits fastMRI's single-coil files.
         outer_slices: slices left out at both ends of a volume.
         acquisitions: take only volumes of these (fastMRI's attribute of this name); none takes all.
         cache: share of the slices that is kept in memory as read.
         crop: compare the part of the image alone that the scanner shows.
+        axes: order of the axes of `kspace` in fastMRI's files, where it is another than theirs.
+        whiten: make the noise of the coils white where a file has a noise scan.
+        skip_bad_slices: leave slices out that hold NaN or infinite samples; all are read for it.
 
     Raises:
-        ValueError: a file cannot be read, or nothing is left to train on.
+        ValueError: a file cannot be read or was measured undersampled, or nothing is left to train on.
     """
 
     def __init__(
@@ -53,26 +57,38 @@ class SliceDataset(EpochDataset):
         acquisitions: Sequence[str] = (),
         cache: float = 0.0,
         crop: bool = True,
+        axes: str | None = None,
+        whiten: bool = True,
+        skip_bad_slices: bool = False,
     ) -> None:
-        self.preprocess, self.mask, self.coils, self.crop = preprocess, mask, coils, crop
+        self.preprocess, self.mask, self.crop = preprocess, mask, crop
+        self.reading: dict[str, Any] = {"coils": coils, "axes": axes, "whiten": whiten}
         self.seed, self.fixed = seed or 0, seed is None
         self.slices: list[tuple[Path, int]] = []
+        self._parts: list[str | None] = []
         self.shapes: list[tuple[int, ...]] = []
+        # What the samples of a file say is found once, not with every slice.
+        self._found: dict[tuple[Path, str | None], Found] = {}
         for path in map(Path, files):
-            with open_volume(path, coils=coils) as volume:
+            for volume in open_parts(path, **self.reading):
                 if acquisitions and volume.attributes.get("acquisition") not in acquisitions:
                     continue
-                kept = range(outer_slices, len(volume) - outer_slices)
+                with blaming(path):
+                    self._found[path, volume.part] = volume.found
+                _refuse_undersampled(path, volume.mask, volume.found.sampling.evidence)
+                kept: Sequence[int] = range(outer_slices, len(volume) - outer_slices)
                 if not kept:
                     raise ValueError(
                         f"{path}: has {len(volume)} slices; nothing is left without the outer {outer_slices}"
                     )
+                kept = [index for index in kept if not skip_bad_slices or _is_good(volume, index)]
                 self.slices += [(path, index) for index in kept]
+                self._parts += [volume.part] * len(kept)
                 self.shapes += [volume.shape[1:]] * len(kept)
         if not self.slices:
             wanted = f" of acquisition {', '.join(acquisitions)}" if acquisitions else ""
             raise ValueError(f"no slices{wanted} in {len(files)} files; nothing to train on")
-        self._source = Cached(self._load, self.slices, cache)
+        self._source = Cached(self._load, list(zip(self.slices, self._parts, strict=True)), cache)
 
     def __len__(self) -> int:
         """Number of slices."""
@@ -81,6 +97,7 @@ class SliceDataset(EpochDataset):
     def __getitem__(self, index: int) -> dict[str, Any]:
         """The sample of a slice."""
         raw = self._source(index)
+        _refuse_undersampled(raw.path, raw.mask, f"slice {raw.index}: samples are zero in all coils")
         if not raw.centered and not self.preprocess.fft.startswith("uncentered"):
             raise ValueError(
                 f"{raw.path}: Calgary-Campinas k-space belongs to the plain Fourier transform; "
@@ -88,17 +105,33 @@ class SliceDataset(EpochDataset):
             )
         seed = file_seed(raw.path) if self.fixed else self.seed_of(index)
         prepared = prepare(raw, self.preprocess, generator=self.mask, seed=seed)
-        size = raw.recon_size
         # Seen through another transform than its own the image has no middle to crop to.
-        upright = raw.centered != self.preprocess.fft.startswith("uncentered")
-        if not (self.crop and upright):
-            size = None
+        size = None if turns(self.preprocess.fft, raw.centered) or not self.crop else raw.recon_size
         return sample(prepared, raw.path.name, raw.index, size)
 
-    def _load(self, item: tuple[Path, int]) -> RawSlice:
-        path, index = item
-        with open_volume(path, coils=self.coils) as volume:
+    def _load(self, item: tuple[tuple[Path, int], str | None]) -> RawSlice:
+        (path, index), part = item
+        with open_volume(path, part=part, **self.reading) as volume:
+            volume.found = self._found[path, part]
             return volume.slice(index)
+
+
+def _refuse_undersampled(path: Path, mask: np.ndarray | None, evidence: str) -> None:
+    """No truth is known of what was measured undersampled."""
+    if mask is not None:
+        raise FileError(
+            path,
+            f"was measured undersampled ({evidence}); training compares with the image of fully sampled k-space. "
+            "Take the file out of the training and validation data",
+        )
+
+
+def _is_good(volume: Volume, index: int) -> bool:
+    try:
+        volume.kspace(index)
+    except BadSlice:
+        return False
+    return True
 
 
 class PhantomDataset(EpochDataset):
@@ -160,11 +193,9 @@ class PhantomDataset(EpochDataset):
             known = torch.from_numpy(maps * (image != 0) if index % 2 else maps)
         prepared = self.preprocess(kspace, generator=self.mask, seed=seed, sensitivity=known)
         if self.clean_target:
-            # The plain transform shows centred k-space with the image's middle in the corner.
-            corner = self.preprocess.fft.startswith("uncentered")
-            magnitude = np.fft.ifftshift(np.abs(image)) if corner else np.abs(image)
-            prepared.target = torch.from_numpy(magnitude) / prepared.scale
-            images = torch.from_numpy(np.fft.ifftshift(maps * image, axes=(-2, -1)) if corner else maps * image)
+            seen = partial(upright, convention=self.preprocess.fft, centered=True, back=True)
+            prepared.target = seen(torch.from_numpy(np.abs(image))) / prepared.scale
+            images = seen(torch.from_numpy(maps * image))
             prepared.reference = sense_reduce(images[None], prepared.sensitivity[None])[0] / prepared.scale
         return sample(prepared, f"phantom_{'_'.join(map(str, seed))}", index, None)
 

@@ -40,6 +40,7 @@ class Header:
         maximum: last phase encoding step, if stated.
         calibration_mode: how calibration lines were measured: embedded, interleaved, separate, external or other.
         trajectory: cartesian, radial, ...
+        channels: number of receive coils, if stated.
     """
 
     encoded: tuple[int, int, int]
@@ -50,6 +51,7 @@ class Header:
     maximum: int | None
     calibration_mode: str
     trajectory: str
+    channels: int | None = None
 
     @property
     def padding(self) -> tuple[int, int] | None:
@@ -118,6 +120,7 @@ def parse_header(text: object, path: Path) -> Header:
     except ValueError as error:
         raise FileError(path, f"the ISMRMRD header cannot be read: {error}") from None
     encoding = root.find("i:encoding", _NS)
+    channels = root.findtext("i:acquisitionSystemInformation/i:receiverChannels", "", _NS).strip()
     if encoding is None:
         raise FileError(path, "the ISMRMRD header has no encoding; expected encodedSpace and reconSpace")
     # Below zero they say as little as where there are none.
@@ -131,6 +134,7 @@ def parse_header(text: object, path: Path) -> Header:
         maximum=_whole(encoding, f"{limits}/maximum", path, -_LARGEST),
         calibration_mode=encoding.findtext("i:parallelImaging/i:calibrationMode", "", _NS).strip(),
         trajectory=encoding.findtext("i:trajectory", "cartesian", _NS).strip().lower()[:40],
+        channels=int(channels) if re.fullmatch("[1-9][0-9]{0,3}", channels) else None,
     )
 
 

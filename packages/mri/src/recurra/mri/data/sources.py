@@ -12,7 +12,7 @@ from recurra.mri.masks import MaskGenerator
 from recurra.mri.models.reconstructor import Reconstructor
 from recurra.mri.preprocess import Preprocess
 
-_SUFFIXES = (".h5", ".hdf5", ".dat")
+SUFFIXES = (".h5", ".hdf5", ".dat")
 
 
 Preparation = Reconstructor | Preprocess
@@ -29,6 +29,9 @@ def files(
     outer_slices: int = 0,
     cache: float = 0.0,
     crop: bool = True,
+    axes: str | None = None,
+    whiten: bool = True,
+    skip_bad_slices: bool = False,
     gaussian_sigma: float | None = 0.7,
     coil_compression: int | None = None,
     workers: int = 2,
@@ -55,7 +58,7 @@ def files(
     def part(name: str, listed: str | None, seed: int | None) -> SliceDataset:
         folders = (name, name.title(), f"multicoil_{name}", f"singlecoil_{name}")
         return SliceDataset(
-            find_files(path, folders, listed, _SUFFIXES, "k-space files"),
+            find_files(path, folders, listed, SUFFIXES, "k-space files"),
             preprocess,
             mask=mask,
             seed=seed,
@@ -64,6 +67,9 @@ def files(
             acquisitions=acquisitions,
             cache=cache,
             crop=crop,
+            axes=axes,
+            whiten=whiten,
+            skip_bad_slices=skip_bad_slices,
         )
 
     train, val = part("train", train_files, seed), part("val", val_files, None)

@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recurra.mri.data.assembly import LINE, AssembledVolume
-from recurra.mri.data.header import affine
+from recurra.mri.noise import Noise, measure_noise
 
+_TO_RAS = np.array([-1.0, -1.0, 1.0])
 _SEPARATE_REFERENCE = 4  # sPat.ucRefScanMode: calibration lines of a scan of their own
 
 
@@ -23,13 +24,23 @@ class TwixVolume(AssembledVolume):
         coils: number of coils that the file must have.
         remove_oversampling: cut the readout oversampling away here; else it stays, as in fastMRI files, and
             `recon_size` says what to crop the image to.
+        part: name of the echo, repetition and so on to take; the first by default.
+        whiten: make the noise of the coils white where the file has a noise scan.
 
     Raises:
         ValueError: twixtools is not installed, or the file is damaged or not of a 2-D Cartesian scan.
     """
 
-    def __init__(self, path: Path, *, coils: int | None = None, remove_oversampling: bool = False) -> None:
-        scan = _read_scan(path)
+    def __init__(
+        self,
+        path: Path,
+        *,
+        coils: int | None = None,
+        remove_oversampling: bool = False,
+        part: str | None = None,
+        whiten: bool = True,
+    ) -> None:
+        scan, others = _read_scans(path)
         self._blocks = scan["mdb"]
         protocol = scan["hdr"].get("MeasYaps", {})
         lines = _lines(self._blocks)
@@ -40,7 +51,7 @@ class TwixVolume(AssembledVolume):
         steps = max(int(protocol.get("sKSpace", {}).get("lPhaseEncodingLines", 0)), int(lines["step"].max()) + 1)
         factor = float(scan["hdr"].get("Dicom", {}).get("flReadoutOSFactor", 1.0) or 1.0)
         readout = round(columns / factor) if remove_oversampling else columns
-        fields, geometry = _geometry(scan.get("geometry"), (readout, steps), columns, factor)
+        fields, voxel, directions = _geometry(scan.get("geometry"), steps, columns, factor, lines["position"])
         super().__init__(
             path,
             lines,
@@ -48,11 +59,15 @@ class TwixVolume(AssembledVolume):
             center_step=int(first.CenterLin) or steps // 2,
             readout=readout,
             separate_calibration=protocol.get("sPat", {}).get("ucRefScanMode") == _SEPARATE_REFERENCE,
+            voxel=voxel,
+            directions=directions,
             coils=coils,
+            part=part,
             format="Siemens twix",
             recon_size=(round(columns / factor), steps),
-            affine=geometry,
             attributes={"field_of_view_mm": fields, "acquisitions": len(self._blocks)},
+            measure=lambda: _noise([*others, self._blocks], int(lines["coils"][0])),
+            whiten=whiten,
         )
 
     def close(self) -> None:
@@ -67,8 +82,8 @@ class TwixVolume(AssembledVolume):
             raise ValueError(f"{self.path}: a readout cannot be read; the file is cut short or damaged") from None
 
 
-def _read_scan(path: Path) -> dict[str, Any]:
-    """The last scan of the file, as twixtools has it."""
+def _read_scans(path: Path) -> tuple[dict[str, Any], list[Any]]:
+    """The last scan of the file, as twixtools has it, and the readouts of those before it."""
     try:
         import twixtools
     except ImportError:
@@ -91,7 +106,16 @@ def _read_scan(path: Path) -> dict[str, Any]:
         if scan["mdb"]:
             scan["mdb"][0].fid.close()
         raise ValueError(f"{path}: is cut short; the scan has no end mark")
-    return scan
+    return scan, [one["mdb"] for one in scans[:-1]]
+
+
+def _noise(scans: Sequence[Any], coils: int) -> Noise | None:
+    """The noise of the coils: from the last scan of the file that has noise readouts of as many."""
+    for blocks in reversed(scans):
+        found = [one for one in blocks if one.is_flag_set("NOISEADJSCAN") and one.mdh.UsedChannels == coils]
+        if found:
+            return measure_noise([np.asarray(one.data, np.complex64) for one in found])
+    return None
 
 
 def _close_what_is_open(error: BaseException) -> None:
@@ -127,6 +151,7 @@ def _lines(blocks: Sequence[Any]) -> NDArray[Any]:
             block.cEco,
             block.cPhs,
             block.cSet,
+            block.cRep,
             header.SamplesInScan,
             header.UsedChannels,
             header.CenterCol or header.SamplesInScan // 2,
@@ -134,23 +159,20 @@ def _lines(blocks: Sequence[Any]) -> NDArray[Any]:
             header.CutOff.Post,
             flagged("REFLECT"),
             calibration,
+            [-(at := header.SliceData.SlicePos).Sag, -at.Cor, at.Tra],
         )
     return lines[keep]
 
 
 def _geometry(
-    found: Any, matrix: tuple[int, int], columns: int, factor: float
-) -> tuple[tuple[float, ...], NDArray[np.float64]]:
-    """Field of view of the image in mm, and the affine."""
+    found: Any, steps: int, columns: int, factor: float, positions: NDArray[np.float64]
+) -> tuple[tuple[float, ...], tuple[float, float, float], NDArray[np.float64] | None]:
+    """Field of view of the image and size of a voxel in mm, and for each line the directions of its slice."""
     if not found:
-        return (), affine(matrix, (0.0, 0.0, 0.0))
-    first = found[0]
-    rows, phase, thickness = (float(size) for size in first.fov)  # readout (oversampled), phase, slice
-    voxel = (rows / columns, phase / matrix[1], thickness)
+        return (), (0.0, 0.0, 0.0), None
+    rows, phase, thickness = (float(size) for size in found[0].fov)  # readout (oversampled), phase, slice
     # Columns of the matrix are phase, readout and slice in the scanner's left-posterior-superior frame.
-    turn = np.asarray(first._prs_to_pcs_mat, np.float64)[:, [1, 0, 2]] * np.array([[-1.0], [-1.0], [1.0]])
-    positions = [np.asarray(one.offset, np.float64) * np.array([-1.0, -1.0, 1.0]) for one in found]
-    gap = float(np.linalg.norm(positions[1] - positions[0])) if len(positions) > 1 else thickness
-    center = positions[0]
-    result = affine(matrix, (voxel[0], voxel[1], gap), directions=turn, center=center)
-    return (rows / factor, phase, thickness), result
+    turns = np.stack([np.asarray(one._prs_to_pcs_mat, np.float64)[:, [1, 0, 2]] for one in found]) * _TO_RAS[:, None]
+    places = np.stack([np.asarray(one.offset, np.float64) for one in found]) * _TO_RAS
+    nearest = np.linalg.norm(positions[:, None] - places, axis=-1).argmin(1)
+    return (rows / factor, phase, thickness), (rows / columns, phase / steps, thickness), turns[nearest]
