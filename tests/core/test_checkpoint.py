@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from recurra.core import __version__
 from recurra.core.checkpoint import Pretrained
+from recurra.core.files import aside
 
 
 class Shape(Pretrained, ABC):
@@ -293,10 +294,16 @@ def test_kill_between_renames_never_pairs_config_and_foreign_weights(
 
 
 def test_debris_of_a_killed_save_does_not_matter(folder: Path) -> None:
-    (folder / ".saving").mkdir()
-    (folder / ".saving" / "model.safetensors").write_bytes(b"half")
+    child = os.fork()
+    if child == 0:
+        part = aside(folder / ".saving")
+        part.mkdir()
+        (part / "model.safetensors").write_bytes(b"half")
+        os._exit(1)
+    os.waitpid(child, 0)
+    assert list(folder.glob(".saving*"))
     Square(5).save_pretrained(folder)
-    assert not (folder / ".saving").exists()
+    assert not list(folder.glob(".saving*"))
 
 
 def test_other_files_of_the_folder_stay(folder: Path) -> None:

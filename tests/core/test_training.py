@@ -22,6 +22,7 @@ from torch.utils.data import Dataset
 
 from recurra.core.checkpoint import Pretrained
 from recurra.core.errors import Interrupted, UserError
+from recurra.core.files import only_one
 from recurra.core.recipe import Recipe, construct
 from recurra.core.sampling import Data
 from recurra.core.training import Build, Report, Task, TrainSettings, fit, seed_all
@@ -411,8 +412,39 @@ def test_damaged_state_is_named(tmp_path: Path) -> None:
     train(tmp_path / "run", epochs=1)
     path = tmp_path / "run" / "last" / "state.ckpt"
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(UserError, match=r"state\.ckpt: damaged; train anew"):
+    with pytest.raises(UserError, match=r"state\.ckpt: damaged or not complete; train anew with --overwrite$"):
         train(tmp_path / "run", resume=True)
+
+
+@pytest.mark.parametrize(
+    "lacks",
+    ["state_dict", "optimizer_states", "loops", "recurra", "recurra.random", "recurra.losses", "recurra.history"],
+)
+@pytest.mark.parametrize("there", [False, True])
+def test_a_state_that_is_not_complete_is_named(lacks: str, there: bool, tmp_path: Path) -> None:
+    train(tmp_path / "run", epochs=1)
+    path = tmp_path / "run" / "last" / "state.ckpt"
+    state = torch.load(path, weights_only=True)
+    *places, name = lacks.split(".")
+    within = state[places[0]] if places else state
+    del within[name]
+    if there:
+        within[name] = "x" if name == "best" else {"x": 1}
+    torch.save(state, path)
+    before = path.read_bytes()
+    with pytest.raises(UserError, match=r"state\.ckpt: damaged or not complete; train anew with --overwrite$"):
+        train(tmp_path / "run", epochs=2, resume=True)
+    assert path.read_bytes() == before
+
+
+def test_one_process_trains_into_a_folder(tmp_path: Path) -> None:
+    train(tmp_path / "run", epochs=1)
+    before = (tmp_path / "run" / "log.txt").read_text()
+    with only_one(tmp_path / "run" / "last", wait=False):
+        for options in ({"resume": True}, {"overwrite": True}):
+            with pytest.raises(UserError, match="another process writes into it; choose another --out"):
+                fit(LineTask(Line()), point_data(), TrainSettings(epochs=2), tmp_path / "run", quiet=True, **options)
+    assert (tmp_path / "run" / "log.txt").read_text() == before
 
 
 def test_failed_save_leaves_the_last_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,5 +1,7 @@
 import errno
 import io
+import os
+import re
 import resource
 import subprocess
 import sys
@@ -16,7 +18,7 @@ from typer.testing import CliRunner
 from recurra import core
 from recurra.core.device import choose_device
 from recurra.core.errors import Interrupted, UserError, one_line
-from recurra.core.files import open_output, writing
+from recurra.core.files import only_one, open_output, writing
 from recurra.core.screen import print_table, progress
 from recurra.core.verbs import (
     BatchSize,
@@ -214,7 +216,8 @@ def test_open_output_refuses_what_is_there(tmp_path: Path) -> None:
 def test_writing_renames_on_success(tmp_path: Path) -> None:
     target = tmp_path / "a" / "recon.h5"
     with writing(target) as part:
-        assert part == tmp_path / "a" / "recon.h5.part"
+        assert part.parent == target.parent
+        assert re.fullmatch(rf"recon\.h5\.[0-9a-f]{{8}}-{os.getpid()}-[0-9a-f]{{6}}\.part", part.name)
         part.write_text("new")
         assert not target.exists()
     assert target.read_text() == "new"
@@ -239,12 +242,55 @@ def test_writing_removes_on_failure(tmp_path: Path) -> None:
 def test_writing_replaces_a_folder(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "old").touch()
-    (tmp_path / "out.part").mkdir()
-    (tmp_path / "out.part" / "debris").touch()
     with writing(tmp_path / "out") as part:
         part.mkdir()
         (part / "new").touch()
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["new"]
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_writing_refuses_a_folder_for_a_file(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis").touch()
+    with pytest.raises(UserError, match=r"out: is a folder; expected"), writing(tmp_path / "out") as part:
+        part.touch()
+    assert [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")] == ["out", "out/thesis"]
+
+
+def test_two_processes_with_one_output_do_not_mix(tmp_path: Path) -> None:
+    target = tmp_path / "result"
+    with writing(target) as first, first.open("w") as stream:
+        stream.write("first ")
+        child = os.fork()
+        if child == 0:
+            with writing(target) as second:
+                second.write_text("half of the sec")
+                os._exit(1)  # killed
+        os.waitpid(child, 0)
+        stream.write("and whole")
+        assert len(list(tmp_path.glob("result.*.part"))) == 2
+    assert target.read_text() == "first and whole"
+    with writing(target) as third:
+        third.write_text("third")
+    assert [path.name for path in tmp_path.iterdir()] == ["result"], "what the killed process left is removed"
+
+
+def test_the_parts_of_living_processes_and_of_other_files_stay(tmp_path: Path) -> None:
+    with writing(tmp_path / "a") as first:
+        first.touch()
+        for other in ("a.b.part", "a.00000000-1-aaaaaa.part", "ab.part"):
+            (tmp_path / other).touch()
+        with writing(tmp_path / "a") as second:
+            second.touch()
+            assert len(list(tmp_path.iterdir())) == 5
+
+
+def test_a_folder_is_held_by_one_process(tmp_path: Path) -> None:
+    refused = pytest.raises(UserError, match="another process writes into it")
+    with only_one(tmp_path, wait=False), refused, only_one(tmp_path, wait=False):
+        pass
+    with only_one(tmp_path, wait=True):
+        pass
 
 
 @pytest.mark.parametrize(

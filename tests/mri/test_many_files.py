@@ -70,7 +70,7 @@ def test_a_killed_run_goes_on_to_the_same_bytes(checkpoint: Path, scans: Path, t
         return subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
 
     killed, deadline = start("killed"), time.monotonic() + 100
-    while not (tmp_path / "killed" / "d.h5.part").exists():
+    while not list((tmp_path / "killed").glob("d.h5.*.part")):
         assert killed.poll() is None, killed.communicate()
         assert time.monotonic() < deadline
         time.sleep(0.005)

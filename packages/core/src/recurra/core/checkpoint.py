@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from recurra.core.container import read_container
 from recurra.core.errors import nearest
-from recurra.core.files import disk_is_full, full_disk
+from recurra.core.files import aside as beside
+from recurra.core.files import disk_is_full, full_disk, only_one
 from recurra.core.foreign import read_foreign
 
 __all__ = ["CARD", "CONFIG", "WEIGHTS", "Pretrained", "read_container", "read_foreign"]
@@ -171,8 +172,7 @@ def _config_text(model: Pretrained, metadata: dict[str, Any]) -> str:
 def _replace_files(folder: Path, config: str, card: str, weights: dict[str, Tensor]) -> None:
     """Write the files of a checkpoint aside, then put them in place."""
     folder.mkdir(parents=True, exist_ok=True)
-    aside = folder / ".saving"
-    shutil.rmtree(aside, ignore_errors=True)  # what a killed process left
+    aside = beside(folder / ".saving")
     try:
         aside.mkdir()
         (aside / CONFIG).write_text(config, encoding="utf-8")
@@ -180,11 +180,12 @@ def _replace_files(folder: Path, config: str, card: str, weights: dict[str, Tens
         safetensors.torch.save_file(weights, aside / WEIGHTS, metadata={"format": "pt"})
         # It lets only the owner read, whatever the umask says.
         (aside / WEIGHTS).chmod((aside / CONFIG).stat().st_mode)
-        if _arguments_of(folder / CONFIG) != _arguments_of(aside / CONFIG):
-            # Between the renames no old config may stand beside weights it does not describe.
-            (folder / CONFIG).unlink(missing_ok=True)
-        for name in (CARD, WEIGHTS, CONFIG):
-            os.replace(aside / name, folder / name)
+        with only_one(folder, wait=True):  # no other process may mix its files with these
+            if _arguments_of(folder / CONFIG) != _arguments_of(aside / CONFIG):
+                # Between the renames no old config may stand beside weights it does not describe.
+                (folder / CONFIG).unlink(missing_ok=True)
+            for name in (CARD, WEIGHTS, CONFIG):
+                os.replace(aside / name, folder / name)
     except (safetensors.SafetensorError, OSError) as error:
         if disk_is_full(error):
             raise full_disk(folder / WEIGHTS) from error

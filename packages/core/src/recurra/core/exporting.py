@@ -1,5 +1,6 @@
 """Writes a module as ONNX or as a torch.export program, and measures what it computes before it may be used."""
 
+import io
 import logging
 import warnings
 from collections.abc import Iterator, Mapping
@@ -150,8 +151,9 @@ def _to_onnx(made: Exportable, path: Path) -> tuple[Tensor, ...]:
 
 
 def _to_pt2(made: Exportable, path: Path) -> tuple[Tensor, ...]:
-    # Given names instead of streams, torch insists on the suffix .pt2, which a file that is not finished does not have.
-    with path.open("wb") as stream:
-        torch.export.save(torch.export.export(made.module, made.example), stream)
+    # In memory first: on a full disk, torch's writer takes the process down.
+    written = io.BytesIO()
+    torch.export.save(torch.export.export(made.module, made.example), written)
+    path.write_bytes(written.getbuffer())
     with path.open("rb") as stream:
         return _several(torch.export.load(stream).module()(*made.example))

@@ -2,8 +2,12 @@
 
 import errno
 import os
+import platform
+import re
+import secrets
 import shutil
 import stat
+import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -12,6 +16,12 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from recurra.core.errors import FileError, UserError
+
+fcntl: Any
+try:
+    import fcntl
+except ImportError:  # not on Windows
+    fcntl = None
 
 
 def find_inputs(inputs: Sequence[str | Path] | str | Path, suffixes: Sequence[str]) -> list[Path]:
@@ -181,25 +191,66 @@ def open_output(path: Path, overwrite: bool = False, *, instead: str = "choose a
 
 @contextmanager
 def writing(path: Path) -> Iterator[Path]:
-    """A path `NAME.part` to write to, a file or a folder; renamed to `path` on success, removed on failure.
+    """A path to write to, a file or a folder, of this process alone; renamed to `path` on success, removed on failure.
+
+    Two processes with one output each write their own, and what stands there is the whole of the last one.
 
     Raises:
         OSError: it cannot be written; a full disk is named.
+        FileError: it is a file, and a folder is in its place.
     """
     path = Path(path)
-    part = path.with_name(path.name + ".part")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = aside(path)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _remove(part)
         yield part
-        if path.is_dir():
-            _remove(path)
-        os.replace(part, path)
+        _put(part, path)
     except BaseException as error:
         _remove(part)
         if isinstance(error, Exception) and disk_is_full(error):
             raise full_disk(path) from error
         raise
+
+
+def aside(path: Path) -> Path:
+    """A path beside this one, `NAME.MACHINE-PROCESS-RANDOM.part`; those that ended processes left are removed."""
+    machine = f"{zlib.crc32(platform.node().encode()):08x}"  # other machines' processes may share the disk
+    # As long as names may be, but for what comes after them.
+    name = path.name.encode()[:200].decode(errors="ignore")
+    pattern = re.compile(rf"{re.escape(name)}\.{machine}-(\d+)-[0-9a-f]{{6}}\.part")
+    for entry in os.scandir(path.parent):
+        found = pattern.fullmatch(entry.name)
+        if found and not _runs(int(found[1])):
+            _remove(Path(entry.path))
+    return path.with_name(f"{name}.{machine}-{os.getpid()}-{secrets.token_hex(3)}.part")
+
+
+def _runs(process: int) -> bool:
+    """Whether there is a process of this number."""
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # somebody else's
+        return True
+    return True
+
+
+def _put(part: Path, path: Path) -> None:
+    """Rename to the final name; a folder in its place goes when the new one is there."""
+    if not path.is_dir() or path.is_symlink():
+        os.replace(part, path)
+        return
+    if not part.is_dir():
+        raise FileError(path, "is a folder; expected the name of a file to write")
+    before = aside(path)
+    os.replace(path, before)
+    try:
+        os.replace(part, path)
+    except BaseException:
+        os.replace(before, path)
+        raise
+    _remove(before)
 
 
 def _remove(path: Path) -> None:
@@ -208,6 +259,32 @@ def _remove(path: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)
+
+
+@contextmanager
+def only_one(folder: Path, *, wait: bool) -> Iterator[None]:
+    """While inside, no other process is inside with the same folder, on systems and disks that can see to it.
+
+    Args:
+        folder: is there.
+        wait: for the other process to be done.
+
+    Raises:
+        UserError: another process is inside, and is not waited for.
+    """
+    handle = os.open(folder, os.O_RDONLY) if fcntl else -1
+    try:
+        if fcntl:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            except BlockingIOError:
+                raise UserError(f"{folder}: another process writes into it; choose another --out") from None
+            except OSError:  # this disk has no locks
+                pass
+        yield
+    finally:
+        if fcntl:
+            os.close(handle)
 
 
 def disk_is_full(error: Exception) -> bool:

@@ -9,9 +9,11 @@ A domain that uses it depends on h5py.
         first = read(path, kspace, 0, "slice 0 of 'kspace'")
 """
 
+import io
 import math
 import posixpath
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
@@ -20,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recurra.core.errors import FileError, nearest, one_line
-from recurra.core.files import check_file
+from recurra.core.files import check_file, writing
 from recurra.core.hdf5_damage import check_chunks, check_lengths, try_out
 
 _HOPS = 16
@@ -312,6 +314,22 @@ def _check_sources(path: Path, title: str, found: h5py.Dataset, outside: bool, h
                 dataset(place, other, source.dset_name, outside=True, hops=hops + 1)
     if covered < found.size:
         raise FileError(path, f"dataset {title} is put together from parts that give {covered} of {found.size} values")
+
+
+@contextmanager
+def created(path: Path) -> Iterator[h5py.File]:
+    """A new HDF5 file, made in memory; on the disk once the block ends without an error, and not before.
+
+    When a disk fills up, HDF5 cannot close its file any more and takes the process down with it.
+
+    Raises:
+        OSError: it cannot be written; a full disk is named.
+    """
+    made = io.BytesIO()
+    with h5py.File(made, "w") as file:
+        yield file
+    with writing(path) as part:
+        part.write_bytes(made.getbuffer())
 
 
 def contiguous(path: Path, name: str, shape: tuple[int, ...], attributes: Mapping[str, str]) -> BinaryIO:

@@ -86,20 +86,25 @@ def _report(path: Path, speak: int) -> NoReturn:
 def _look_around(path: Path) -> str:
     """What is wrong with what is small in the file; what cannot be opened at all is for others to name."""
     try:
-        left: list[Any] = [h5py.File(path, "r", locking=False)["/"]]
+        file = h5py.File(path, "r", locking=False)
     except Exception:  # of any type, in a damaged file
         return ""
+    left: list[tuple[Any, Any]] = [(file, "/")]
     seen: set[Any] = set()
     while left and len(seen) < _OBJECTS:
-        thing = left.pop()
+        group, name = left.pop()
         try:
+            if name != "/" and not isinstance(group.get(name, getlink=True), h5py.HardLink):
+                continue  # what it leads to is met on its own way, or lies outside
+            thing = group[name]
             if (address := h5py.h5o.get_info(thing.id).addr) in seen:
                 continue
             seen.add(address)
             if wrong := _read_small(thing):
                 return f"{wrong} of {thing.name} cannot be read; the HDF5 file is damaged"
             if isinstance(thing, h5py.Group):
-                left += [thing[one] for one in thing if isinstance(thing.get(one, getlink=True), h5py.HardLink)]
+                for one in thing:
+                    left.append((thing, one))  # those before the damage, if the list is damaged
         except Exception:  # of any type, in a damaged file; what is opened later says what
             continue
     return ""

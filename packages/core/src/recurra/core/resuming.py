@@ -52,12 +52,20 @@ class Resumption(Callback):
     Args:
         folder: receives the last state.
         signals: say when to stop.
+
+    Attributes:
+        began: whether everything is restored and the training has begun.
     """
 
     def __init__(self, folder: RunFolder, signals: StopSignals) -> None:
         self.folder, self.signals = folder, signals
         self._position = {"epoch": 0, "batch": 0}
         self._random: dict[str, Any] | None = None
+        self.began = False
+
+    @override
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.began = True
 
     @override
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -98,7 +106,9 @@ class Resumption(Callback):
 
     @override
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        self._random = checkpoint[STATE]["random"]
+        self._random, now = checkpoint[STATE]["random"], _random_state()
+        _set_random_state(self._random)  # a damaged state is found before the first batch
+        _set_random_state(now)
 
     def _restore_random(self, trainer: Trainer) -> None:
         """Go on with the random numbers of the run that was resumed; the other processes have seeds of their own."""

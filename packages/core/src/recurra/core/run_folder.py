@@ -1,6 +1,7 @@
 """The run folder: where everything lies that a training leaves behind, and what of it may be replaced."""
 
 import csv
+import os
 import shutil
 import sys
 import time
@@ -14,11 +15,15 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from recurra.core.checkpoint import CARD, CONFIG, WEIGHTS
 from recurra.core.errors import UserError
-from recurra.core.files import open_output, writing
+from recurra.core.files import only_one, open_output, writing
 from recurra.core.recipe import load_recipe, plain, save_recipe
 
 LAST, RECIPE, METRICS, LOG, FIGURES = "last/state.ckpt", "recipe.yaml", "metrics.csv", "log.txt", "figures"
 STATE = "recurra"  # our part of Lightning's checkpoint
+
+# What a state must have: of much that is missing Lightning says nothing, and begins anew.
+_STATE = {"state_dict": dict, "optimizer_states": list, "lr_schedulers": list, "loops": dict, "global_step": int}
+_OURS = {"epoch": int, "batch": int, "losses": float, "batches": int, "history": list, "best": dict, "random": dict}
 
 
 def is_first_process() -> bool:
@@ -57,18 +62,27 @@ class RunFolder:
             if before != plain(recipe.get("model")):
                 raise UserError(f"{written}: model is another one than in the recipe given; train into another --out")
 
-    def make(self, *, resume: bool, recipe: Mapping[str, Any] | None) -> None:
-        """Make the folder, without what an earlier run left in it unless that is resumed."""
+    @contextmanager
+    def held(self, *, resume: bool, recipe: Mapping[str, Any] | None) -> Iterator[None]:
+        """The folder, made, for this run alone; without what an earlier one left in it unless that is resumed.
+
+        Raises:
+            UserError: another process trains into it.
+        """
         if not is_first_process():
+            yield
             return
-        if not resume:
-            for name in (CONFIG, WEIGHTS, CARD, RECIPE, METRICS, LOG):
-                (self.path / name).unlink(missing_ok=True)
-            for folder in (self.path / FIGURES, self.last.parent):
-                shutil.rmtree(folder, ignore_errors=True)
-        self.path.mkdir(parents=True, exist_ok=True)
-        if recipe is not None:
-            save_recipe(recipe, self.path / RECIPE)
+        self.last.parent.mkdir(parents=True, exist_ok=True)
+        with only_one(self.last.parent, wait=False):
+            if not resume:
+                for name in (CONFIG, WEIGHTS, CARD, RECIPE, METRICS, LOG):
+                    (self.path / name).unlink(missing_ok=True)
+                shutil.rmtree(self.path / FIGURES, ignore_errors=True)
+                for path in self.last.parent.iterdir():
+                    path.unlink()
+            if recipe is not None:
+                save_recipe(recipe, self.path / RECIPE)
+            yield
 
     def position(self) -> tuple[int, int, int]:
         """Where the run stopped: epoch, batches of that epoch that are done, steps.
@@ -78,9 +92,20 @@ class RunFolder:
         """
         try:
             state = torch.load(self.last, map_location="cpu", mmap=True, weights_only=True)
-            return state[STATE]["epoch"], state[STATE]["batch"], int(state["global_step"])
+            for part, kinds in ((state, _STATE), (state[STATE], _OURS)):
+                for name, kind in kinds.items():
+                    if not isinstance(part[name], kind):
+                        raise ValueError(f"{name} is no {kind.__name__}")
+            if not all(isinstance(row, dict) for row in state[STATE]["history"]):
+                raise ValueError("history is no table")
+            found = state[STATE]["epoch"], state[STATE]["batch"], state["global_step"]
         except Exception as error:  # whatever a damaged file does to a reader
-            raise UserError(f"{self.last}: damaged; train anew with --overwrite") from error
+            raise self.damaged() from error
+        return found
+
+    def damaged(self) -> UserError:
+        """The error of a state that nothing can go on from."""
+        return UserError(f"{self.last}: damaged or not complete; train anew with --overwrite")
 
     def say(self, line: str, *, show: bool = True) -> None:
         """One line into the log, and onto the screen."""
@@ -105,11 +130,11 @@ class RunFolder:
     def figure(self, epoch: int) -> Iterator[Path]:
         """A path for an epoch's picture; what is there afterwards is whole, or nothing if nothing was drawn."""
         path = self.path / FIGURES / f"epoch-{epoch:04d}.png"
-        aside = path.with_name(f".{path.name}")
+        part = path.with_name(f".{os.getpid()}-{path.name}")
         path.parent.mkdir(exist_ok=True)
         try:
-            yield aside
-            if aside.exists():
-                aside.replace(path)
+            yield part
+            if part.exists():
+                part.replace(path)
         finally:
-            aside.unlink(missing_ok=True)
+            part.unlink(missing_ok=True)

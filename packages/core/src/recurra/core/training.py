@@ -265,7 +265,8 @@ def fit(
     records = Records(folder, losses, averages)
     with _quiet_lightning():
         folder.check(resume=resume, overwrite=overwrite, recipe=recipe)
-        callback = Together(Bar(quiet=quiet), losses, averages, records, Resumption(folder, signals))
+        resumption = Resumption(folder, signals)
+        callback = Together(Bar(quiet=quiet), losses, averages, records, resumption)
         trainer = _trainer(settings, folder.path, callback)
         seed_all(settings.seed + trainer.global_rank)
         shared = {"processes": trainer.world_size}
@@ -278,9 +279,9 @@ def fit(
         if resume:
             epoch, done, first = folder.position()
             order.go_to(epoch, done)
-        folder.make(resume=resume, recipe=recipe)  # only now: a run that cannot start leaves no folder behind
-        with signals:
-            _run(trainer, task, batches, validation, folder.last, resume=resume)
+        # Made only now: a run that cannot start leaves no folder behind.
+        with folder.held(resume=resume, recipe=recipe), signals:
+            _run(trainer, task, batches, validation, resumption, resume=resume)
         seconds = time.perf_counter() - started
     return Report(
         folder=folder.path,
@@ -317,15 +318,26 @@ def _trainer(settings: TrainSettings, out: Path, callback: Callback) -> Trainer:
 
 
 def _run(
-    trainer: Trainer, task: Task, train: DataLoader[Any], val: DataLoader[Any] | None, last: Path, *, resume: bool
+    trainer: Trainer,
+    task: Task,
+    train: DataLoader[Any],
+    val: DataLoader[Any] | None,
+    resumption: Resumption,
+    *,
+    resume: bool,
 ) -> None:
     """Train, and say in our words why it stopped early."""
+    last = resumption.folder.last
     task.train()
     try:
         trainer.fit(task, train, val, ckpt_path=last if resume else None, weights_only=True)
     except (Stopped, SIGTERMException) as stop:
         raise Interrupted(f"interrupted {stop}; saved in {last}, go on with --resume") from stop
-    except (ValueError, OSError) as error:
+    except Exception as error:
+        if resume and not resumption.began:  # whatever a damaged state does to who restores it
+            raise resumption.folder.damaged() from error
+        if not isinstance(error, (ValueError, OSError)):
+            raise
         if str(error).startswith("Caught "):  # in a process that loads data; its traceback is no use to a user
             raise UserError(str(error).strip().splitlines()[-1].partition(": ")[2]) from error
         raise

@@ -4,11 +4,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 from jaxtyping import Complex64, Float32
 from numpy.typing import NDArray
 
+from recurra.core.hdf5 import created
 from recurra.mri.data.header import write_header
 from recurra.mri.data.phantom import phantom_slice
 from recurra.mri.masks import Gaussian2D, Mask, Random, file_seed
@@ -50,7 +50,6 @@ def write_sample(
     for part, (name, count) in enumerate((("train", train), ("val", val), ("test", 2))):
         for number in range(count):
             path = Path(folder) / name / f"phantom_{name}_{number}.h5"
-            path.parent.mkdir(parents=True, exist_ok=True)
             drawn = [phantom_slice(height, width, coils, (seed, part, number, index)) for index in range(slices)]
             mask = None
             if name == "test":
@@ -76,7 +75,7 @@ def write_volume(
     acquisition: str = "AXT1",
     voxel: Sequence[float] = (1.0, 1.0, 5.0),
 ) -> None:
-    """Writes a fastMRI volume: fully sampled with its image, or masked without.
+    """Writes a fastMRI volume: fully sampled with its image, or masked without; whole, or not at all.
 
     Args:
         path: the file.
@@ -98,7 +97,7 @@ def write_volume(
         coils=coils,
     )
     attributes: dict[str, Any] = {"acquisition": acquisition, "patient_id": path.stem}
-    with h5py.File(path, "w") as file:
+    with created(path) as file:
         file["ismrmrd_header"] = header.encode()
         if mask is None:
             file["kspace"] = kspace
