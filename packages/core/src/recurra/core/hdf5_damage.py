@@ -2,24 +2,20 @@
 
 The HDF5 library believes what a file says of itself. Of some thousand files with a few bytes changed, one in five
 hundred ended the process that read it, by a signal, an endless loop, or a length of gigabytes. So a child process opens
-each file first and reads what is small (11 ms in a process with torch, 1 ms without), and the places of what is large
-are looked at here.
+each file first and reads what is small, and the places of what is large are looked at here.
 """
 
 import math
-import os
-import signal
-import sys
-import warnings
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import h5py
 import numpy as np
 
 from recurra.core.errors import FileError
+from recurra.core.rehearsal import rehearse
 
 _SECONDS, _MEMORY = 5, 400 * 2**20
 """What a child may use: of the processor, and beyond what it has from its parent."""
@@ -35,60 +31,22 @@ def try_out(path: Path) -> None:
         FileError: the child did not survive, or an attribute or a small dataset cannot be read.
     """
     at = path.stat()
-    complaint = _tried(path, at.st_dev, at.st_ino, at.st_size, at.st_mtime_ns)
-    if complaint:
+    if complaint := _tried(path, at.st_dev, at.st_ino, at.st_size, at.st_mtime_ns):
         raise FileError(path, complaint)
 
 
 @lru_cache(2**14)
 def _tried(path: Path, *_: int) -> str:
     """What is wrong with the file in this state, or nothing."""
-    if not sys.platform.startswith("linux"):  # elsewhere a process with threads cannot be forked
-        return ""
-    listen, speak = os.pipe()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of threads: the child takes no lock but h5py's, which knows of forks
-            child = os.fork()
-    except OSError:  # no process to be had: what reads the file will say more
-        os.close(listen)
-        os.close(speak)
-        return ""
-    if child == 0:
-        _report(path, speak)
-    os.close(speak)
-    with open(listen, "rb") as stream:
-        said = stream.read()
-    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    if status == -signal.SIGXCPU:
-        return f"reading its first bytes does not end within {_SECONDS} s; the HDF5 file is damaged"
-    return said.decode() if status == 0 else "makes the HDF5 library crash; the file is damaged"
+    return rehearse(lambda: _look_around(path), seconds=_SECONDS, memory=_MEMORY)
 
 
-def _report(path: Path, speak: int) -> NoReturn:
-    """The child: looks at the file, writes what is wrong with it, ends."""
-    import resource  # not there on every system
-
-    try:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # the C library's last words
-        mapped = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-        for kind, most in (
-            (resource.RLIMIT_AS, mapped + _MEMORY),
-            (resource.RLIMIT_CPU, _SECONDS),
-            (resource.RLIMIT_CORE, 0),
-        ):
-            resource.setrlimit(kind, (most, resource.getrlimit(kind)[1]))
-        os.write(speak, _look_around(path).encode("utf-8", "replace")[:4096])
-    finally:
-        os._exit(0)
-
-
-def _look_around(path: Path) -> str:
-    """What is wrong with what is small in the file; what cannot be opened at all is for others to name."""
+def _look_around(path: Path) -> None:
+    """Refuse a file in which something small cannot be read; what cannot be opened at all is for others to name."""
     try:
         file = h5py.File(path, "r", locking=False)
     except Exception:  # of any type, in a damaged file
-        return ""
+        return
     left: list[tuple[Any, Any]] = [(file, "/")]
     seen: set[Any] = set()
     while left and len(seen) < _OBJECTS:
@@ -101,13 +59,14 @@ def _look_around(path: Path) -> str:
                 continue
             seen.add(address)
             if wrong := _read_small(thing):
-                return f"{wrong} of {thing.name} cannot be read; the HDF5 file is damaged"
+                raise FileError(path, f"{wrong} of {thing.name} cannot be read; the HDF5 file is damaged")
             if isinstance(thing, h5py.Group):
                 for one in thing:
                     left.append((thing, one))  # those before the damage, if the list is damaged
+        except FileError:
+            raise
         except Exception:  # of any type, in a damaged file; what is opened later says what
             continue
-    return ""
 
 
 def _read_small(thing: Any) -> str:
