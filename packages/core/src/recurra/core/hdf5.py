@@ -332,8 +332,10 @@ def created(path: Path) -> Iterator[h5py.File]:
         part.write_bytes(made.getbuffer())
 
 
-def contiguous(path: Path, name: str, shape: tuple[int, ...], attributes: Mapping[str, str]) -> BinaryIO:
-    """The file, laid out for one float32 dataset and open where its values go, to be written by plain means.
+def contiguous(
+    path: Path, name: str, shape: tuple[int, ...], attributes: Mapping[str, str], dtype: str = "<f4"
+) -> BinaryIO:
+    """The file, laid out for one dataset and open where its values go, to be written by plain means.
 
     When a disk fills up, HDF5 cannot close its file any more and takes the process down with it; a plain file just
     reports the error. The same values make the same bytes.
@@ -341,8 +343,9 @@ def contiguous(path: Path, name: str, shape: tuple[int, ...], attributes: Mappin
     Args:
         path: of the new file.
         name: of the dataset.
-        shape: of the dataset; its values follow in C order, little-endian.
+        shape: of the dataset; its values follow in C order.
         attributes: of the file.
+        dtype: of the values, as numpy writes it; complex numbers become h5py's compound of `r` and `i`.
     """
     with path.open("wb") as probe:  # whether there is room for what HDF5 writes itself
         probe.write(bytes(2**16))
@@ -354,7 +357,8 @@ def contiguous(path: Path, name: str, shape: tuple[int, ...], attributes: Mappin
         layout.set_obj_track_times(False)
         file.attrs.update(attributes)
         space = h5py.h5s.create_simple(shape)
-        start = h5py.h5d.create(file.id, name.encode(), h5py.h5t.IEEE_F32LE, space, layout).get_offset()
+        kind = h5py.h5t.py_create(np.dtype(dtype), logical=True)
+        start = h5py.h5d.create(file.id, name.encode(), kind, space, layout).get_offset()
     stream = path.open("r+b")
     stream.seek(start)
     return stream

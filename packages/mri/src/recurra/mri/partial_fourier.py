@@ -29,7 +29,7 @@ def complete(
     *,
     rows: range | None = None,
     columns: range | None = None,
-    method: PartialFourier = "homodyne",
+    method: PartialFourier = "pocs",
     iterations: int = 20,
 ) -> Complex[Tensor, "*batch height width"]:
     """The image of completed k-space; the image itself where no line lacks its mirror line.
