@@ -126,7 +126,7 @@ def test_a_magnitude_has_no_phase(part: Any, format: Any, tmp_path: Path) -> Non
 
 
 def test_complex_dicom_is_refused_with_the_remedy(tmp_path: Path) -> None:
-    line = "DICOM holds no complex images; write it twice, with part magnitude and with part phase"
+    line = "DICOM holds no complex images; write their magnitude and their phase, one after the other"
     with pytest.raises(ValueError, match=f"^{re.escape(line)}$"):
         write_dicom(tmp_path / "a", complex_images(), placed(), part="complex")
 

@@ -133,7 +133,7 @@ def measure_noise(
         raise ValueError("there is no noise scan; leave whitening out")
     coils = {one.shape[0] for one in readouts}
     if len(coils) > 1:
-        raise ValueError(f"the noise scan has readouts of {min(coils)} and of {max(coils)} coils; expected one number")
+        raise ValueError(f"the noise scan has readouts of {min(coils)} and of {max(coils)} coils; leave whitening out")
     total = np.zeros((coil := coils.pop(), coil), np.complex128)
     factors = _bandwidths(dwell, image_dwell, receiver_bandwidth, len(readouts))
     for samples, factor in zip(readouts, factors, strict=True):
@@ -144,8 +144,8 @@ def measure_noise(
     count = sum(one.shape[1] for one in readouts)
     if count < SAMPLES_PER_COIL * coil:
         raise ValueError(
-            f"the noise scan has {count} samples of {coil} coils; expected at least {SAMPLES_PER_COIL * coil}. "
-            "Leave whitening out"
+            f"the noise scan has {count} samples of {coil} coils, fewer than {SAMPLES_PER_COIL * coil}; leave "
+            "whitening out"
         )
     noise = Noise(total / count, count)
     alive = noise.deviation > 0
@@ -153,8 +153,7 @@ def measure_noise(
         raise ValueError("the noise scan is zero in all coils; leave whitening out")
     if np.linalg.eigvalsh(_correlation(noise.covariance[np.ix_(alive, alive)]))[0] < _SINGULAR:
         raise ValueError(
-            "the noise scan has coils whose noise is the same or a sum of that of others; drop them or leave "
-            "whitening out"
+            "the noise scan has coils whose noise is the same or a sum of that of others; leave whitening out"
         )
     return noise
 
@@ -168,8 +167,8 @@ def _bandwidths(dwell: Sequence[float] | None, image: float | None, receiver: fl
         return [1 / receiver] * count
     if len(known) < count:
         raise ValueError(
-            f"the noise scan states dwell times for {len(known)} of {count} readouts; expected all or none. "
-            "Leave whitening out"
+            f"the noise scan states dwell times for {len(known)} of {count} readouts, not for all or none; leave "
+            "whitening out"
         )
     return [time / ((image or known[0]) * receiver) for time in known]
 

@@ -302,7 +302,7 @@ def volume_writer(
     """
     one_of("part", part, Part)
     if format == "dicom" and part == "complex":
-        raise UserError("DICOM holds no complex images; write it twice, with part magnitude and with part phase")
+        raise UserError("DICOM holds no complex images; write their magnitude and their phase, one after the other")
     place, path = np.eye(4) if affine is None else affine, Path(path)
 
     def make(temporary: Path) -> VolumeWriter:
