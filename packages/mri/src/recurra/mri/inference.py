@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 import torch
-from jaxtyping import Float32
+from jaxtyping import Complex64, Float32
 from numpy.typing import NDArray
 from torch import Tensor
 
+from recurra.core.checks import one_of
 from recurra.core.device import PrecisionName, choose_device, in_precision
 from recurra.core.errors import FileError, UserError, blaming, nearest
 from recurra.core.files import find_inputs, guard_inputs, open_output
@@ -42,8 +43,9 @@ from recurra.mri.data.volume import BadSlice
 from recurra.mri.figures import preview_png
 from recurra.mri.masks import MASKS, MaskGenerator, file_seed
 from recurra.mri.models.reconstructor import Maps, Reconstructor
-from recurra.mri.operators import center_crop, upright
-from recurra.mri.outputs import OutputFormat, origin_of, volume_writer
+from recurra.mri.operators import center_crop, fft, ifft, upright
+from recurra.mri.outputs import OutputFormat, Part, origin_of, volume_writer
+from recurra.mri.partial_fourier import PartialFourier, complete
 from recurra.mri.preprocess import PreparedSlice, Preprocess
 from recurra.mri.sensitivity import within_support
 
@@ -70,6 +72,8 @@ class Reconstruction:
     part: str | None = None
     whiten: bool = True
     skip_bad_slices: bool = False
+    image: Part = "magnitude"
+    partial_fourier: PartialFourier = "zero"
     fft: str | None = None
     device: str = "auto"
     batch_size: int = 1
@@ -123,6 +127,8 @@ class Reconstruction:
             raise UserError(f"maps must be espirit, rss, unit or FILE.h5[:dataset]; got {self.maps!r}{hint}")
         if self.axes is not None:
             parse_axes(self.axes)
+        for name, kind in (("image", Part), ("partial_fourier", PartialFourier)):
+            one_of(name, getattr(self, name), kind)
         _generator(self.undersampling)
         _ = self.target, self.solve, self.steps
         return self
@@ -134,6 +140,7 @@ class Reconstruction:
         maps = file_digest(given) if self.given_maps and given.is_file() else None
         options = {"maps": self.maps, "given": maps, "drawn": drawn, "coils": self.coils, "precision": self.precision}
         options |= {"axes": self.axes, "part": self.part, "whiten": self.whiten}
+        options |= {"image": self.image, "partial_fourier": self.partial_fourier}
         return options_digest(self.model, options | more)
 
     @property
@@ -205,9 +212,28 @@ class Reconstruction:
             kspace, maps, mask = batched(prepared)
             with blaming(volume.path, ValueError):
                 image = self.solve(kspace.to(self.target), maps.to(self.target), mask.to(self.target))
-            made = magnitudes(volume, self.steps, image, torch.stack([one.scale for one in prepared]))
+            scale = torch.stack([one.scale for one in prepared])
+            made: NDArray[Any]
+            if (self.image, self.partial_fourier) == ("magnitude", "zero"):
+                made = magnitudes(volume, self.steps, image, scale)
+            else:
+                made = self._complex(volume, image, scale)
             yield from zip((index for index, _ in batch), made, strict=True)
             advance(len(batch))
+
+    def _complex(
+        self, volume: Volume, images: Tensor, scale: Tensor
+    ) -> Complex64[NDArray[np.complex64], "slice row column"]:
+        """Complex images of a volume in the file's own scale, upright, completed if that is wanted, and cropped."""
+        if not images.is_complex():
+            name = type(self.model).__name__
+            raise UserError(f"{name} gives magnitudes; phase, complex images and partial Fourier need complex ones")
+        # Under its own convention an image may carry a checkerboard phase; that is no phase of the scan.
+        centered = ifft(fft(images.cpu(), self.steps.fft), "centered-ortho")
+        with blaming(volume.path, ValueError):
+            rows, columns = volume.found.rows, volume.found.columns
+            centered = complete(centered, rows=rows, columns=columns, method=self.partial_fourier)
+        return _cropped(volume, upright(centered, "centered-ortho", volume.centered), scale)
 
     def remarks(self, volume: Volume) -> list[str]:
         """What a user should hear about how a volume was read and what is made of it; a line each."""
@@ -258,16 +284,20 @@ def magnitudes(
         images: (slice, height, width), complex or real.
         scale: (slice,), what the k-space was divided by.
     """
-    magnitude = images.abs().float().cpu() * scale.cpu()[:, None, None]
-    if not torch.isfinite(magnitude).all():
+    return _cropped(volume, upright(images.abs().float().cpu(), steps.fft, volume.centered), scale)
+
+
+def _cropped(volume: Volume, images: Tensor, scale: Tensor) -> NDArray[Any]:
+    """Upright images in the file's own scale, cropped to the scanner's matrix."""
+    images = images * scale.cpu()[:, None, None]
+    if not torch.isfinite(images).all():
         raise FileError(volume.path, "the reconstruction is not finite; the checkpoint does not fit these data")
-    magnitude = upright(magnitude, steps.fft, volume.centered)
     if volume.recon_size is not None:
         rows, columns = volume.recon_size
         # Some FLAIR files have fewer columns than their header's matrix: fastMRI then crops to a square of the columns.
-        rows, columns = (rows, columns) if columns <= magnitude.shape[-1] else (magnitude.shape[-1],) * 2
-        magnitude = center_crop(magnitude, (min(rows, magnitude.shape[-2]), columns))
-    return np.ascontiguousarray(magnitude.numpy())
+        rows, columns = (rows, columns) if columns <= images.shape[-1] else (images.shape[-1],) * 2
+        images = center_crop(images, (min(rows, images.shape[-2]), columns))
+    return np.ascontiguousarray(images.numpy())
 
 
 def with_convention(model: Reconstructor, fft: str) -> Reconstructor:
@@ -350,7 +380,9 @@ class _ToFiles:
         middle, distance = first, len(volume)
         with ExitStack() as stack:
             writers = [
-                stack.enter_context(volume_writer(path, shape, format=kind, affine=affine, origin=origin))
+                stack.enter_context(
+                    volume_writer(path, shape, format=kind, affine=affine, part=self.how.image, origin=origin)
+                )
                 for path, kind in zip(written, self.formats, strict=True)
             ]
             for index, image in chain([numbered], images):
@@ -395,6 +427,10 @@ def reconstruct_files(
     unknown = sorted(set(formats) - set(known))
     if unknown or not formats:
         raise UserError(f"format must be one or more of {', '.join(known)}; got {', '.join(unknown) or 'none'}")
+    if how.image == "complex" and "dicom" in formats:
+        raise UserError(
+            "DICOM holds no complex images; write --image magnitude and --image phase, each to its own --out"
+        )
     _ = how.target
     found = find_inputs(inputs, SUFFIXES)
     chosen: Any = tuple(dict.fromkeys(formats))

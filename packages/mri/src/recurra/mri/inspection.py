@@ -12,7 +12,6 @@ from recurra.mri.data import Volume
 from recurra.mri.data.reading import open_parts
 from recurra.mri.data.sampling import measured, sampling_of
 from recurra.mri.data.volume import BadSlice
-from recurra.mri.partial_fourier import partial_range
 
 
 def facts_of(path: Path, *, coils: int | None, axes: str | None, part: str | None, whiten: bool) -> Iterator[Fact]:
@@ -83,7 +82,6 @@ def _sampling(volume: Volume) -> Iterator[Fact]:
         yield Fact("acceleration", f"{sampling.acceleration:.2f}", "samples between the outermost over those taken")
         yield from _calibration(volume)
     others, bad = [], []
-    taken_there = None
     for index in range(len(volume)):
         try:
             kspace = volume.kspace(index)
@@ -93,8 +91,6 @@ def _sampling(volume: Volume) -> Iterator[Fact]:
         own = None if found.mask is None else found.mask[index if len(found.mask) > 1 else 0]
         there = measured(np.fft.fftshift(kspace, (-2, -1)) if found.corner else kspace)
         own = own if own is None or not found.corner else np.fft.fftshift(own)
-        if index == len(volume) // 2:
-            taken_there = there
         if not there.any():
             bad.append(f"slice {index} is empty")
             continue
@@ -105,11 +101,10 @@ def _sampling(volume: Volume) -> Iterator[Fact]:
         yield Fact("slices sampled otherwise", ", ".join(others), f"compared with slice {len(volume) // 2}")
     if bad:
         yield Fact("slices that do not serve", "; ".join(bad), "all slices were read")
-    for axis, size in (("rows", height), ("columns", width)):
-        lines = None if taken_there is None else partial_range(taken_there, axis)  # type: ignore[arg-type]
+    for axis, size, lines in (("rows", height, found.rows), ("columns", width, found.columns)):
         if lines is not None:
             share = f"{len(lines) / size:.0%} of the {axis}, {lines.start} to {lines.stop - 1}"
-            evidence = "the outermost samples; zero-filled unless --partial-fourier says otherwise"
+            evidence = "the outermost samples; zero-filled, unless --partial-fourier says otherwise"
             yield Fact("partial Fourier", share, evidence)
 
 

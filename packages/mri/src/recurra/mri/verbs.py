@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from recurra.core.verbs import (
     BatchSize,
@@ -135,6 +135,8 @@ def reconstruct(
     part: Part = None,
     whiten: Whiten = True,
     skip_bad_slices: SkipBad = False,
+    image: Literal["magnitude", "complex", "phase"] = "magnitude",
+    partial_fourier: Literal["zero", "homodyne", "pocs"] = "zero",
     fft: FFT = None,
     formats: Annotated[Sequence[str], Option(flags=("--format", "--formats"), listed=True)] = ("fastmri",),
     preview: bool = True,
@@ -150,6 +152,8 @@ def reconstruct(
     """Reconstruct k-space files with a saved checkpoint; one that fails is reported and the others are done.
 
     Args:
+        image: what is written of the image: magnitude, phase in radians, or complex (not in DICOM).
+        partial_fourier: how k-space that was measured on one side only is completed: homodyne, pocs, or zero for none.
         formats: comma-separated: fastmri (HDF5 with `reconstruction`, float32), nifti, dicom.
         preview: write a PNG of the middle slice of each file.
 
@@ -160,8 +164,23 @@ def reconstruct(
     from recurra.core.inference import Runs
     from recurra.mri.inference import Reconstruction, reconstruct_files
 
-    read = (coils, axes, part, whiten, skip_bad_slices)
-    how = Reconstruction(checkpoint, maps, undersampling, *read, fft, device, batch_size, precision, quiet)
+    how = Reconstruction(
+        checkpoint,
+        maps,
+        undersampling,
+        coils=coils,
+        axes=axes,
+        part=part,
+        whiten=whiten,
+        skip_bad_slices=skip_bad_slices,
+        image=image,
+        partial_fourier=partial_fourier,
+        fft=fft,
+        device=device,
+        batch_size=batch_size,
+        precision=precision,
+        quiet=quiet,
+    )
     runs = Runs(workers, shard, resume, overwrite, quiet)
     return reconstruct_files(how, inputs, Path(out), formats=tuple(formats), preview=preview, runs=runs)
 
@@ -217,8 +236,21 @@ def evaluate(
     from recurra.mri.evaluation import evaluate_files
     from recurra.mri.inference import Reconstruction
 
-    read = (coils, axes, part, whiten, skip_bad_slices)
-    how = Reconstruction(checkpoint, maps, undersampling, *read, fft, device, batch_size, precision, quiet)
+    how = Reconstruction(
+        checkpoint,
+        maps,
+        undersampling,
+        coils=coils,
+        axes=axes,
+        part=part,
+        whiten=whiten,
+        skip_bad_slices=skip_bad_slices,
+        fft=fft,
+        device=device,
+        batch_size=batch_size,
+        precision=precision,
+        quiet=quiet,
+    )
     return evaluate_files(
         how,
         data,

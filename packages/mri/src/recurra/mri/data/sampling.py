@@ -13,6 +13,8 @@ import numpy as np
 from jaxtyping import Bool, Complex64
 from numpy.typing import NDArray
 
+from recurra.core.checks import one_of
+
 _EMPTY = 1e-6
 """Of the mean magnitude: what is below it was not measured. Rounding is smaller, noise is larger."""
 _STRAY = 1e-3
@@ -178,6 +180,36 @@ def resolve_mask(
         f"{path}: {where} of shape {stored.shape} fits the {' and the '.join(readings)} of k-space of {height} x "
         f"{width}, and the samples do not decide; store it as ({height}, {width})"
     )
+
+
+def partial_range(mask: Bool[NDArray[np.bool_], "row width"], axis: Literal["rows", "columns"]) -> range | None:
+    """The lines of an axis from the first to the last measured, if a mask shows partial Fourier there; else None.
+
+    It does where one side of the centre reaches further than the other by more than a sixteenth of the matrix and by
+    more than three times the widest gap between measured lines. A pattern that thins out towards its ends, or leaves
+    the last few lines out because of its spacing, or padding on both sides, is none; but of random patterns at
+    acceleration 8, less than one in a hundred looks like it, so limits stated in a header are better evidence. Less
+    than one spacing that lacks at the end of the longer side is counted as measured: the pattern left it out.
+
+    Args:
+        mask: the samples taken of centred k-space, (1 or height, width); a single row stands for all of them.
+        axis: along which.
+    """
+    one_of("axis", axis, ("rows", "columns"))
+    if axis == "rows" and len(mask) == 1:
+        return None
+    taken = np.flatnonzero(mask.any(axis=1 if axis == "rows" else 0))
+    size = mask.shape[0 if axis == "rows" else 1]
+    if not len(taken):
+        return None
+    first, last = int(taken[0]), int(taken[-1])
+    spacing = int(np.diff(taken).max(initial=1))
+    before, after = size // 2 - first, last - (size - 1) // 2
+    if abs(before - after) <= max(3 * spacing, size / 16):
+        return None
+    start = 0 if first < spacing and before > after else first
+    stop = size if size - 1 - last < spacing and after > before else last + 1
+    return range(start, stop)
 
 
 def zero_frequency(

@@ -25,6 +25,7 @@ from recurra.mri.data.sampling import (
     image_in_corner,
     mask_readings,
     measured,
+    partial_range,
     resolve_mask,
     sampling_of,
     to_centre,
@@ -78,6 +79,8 @@ class Found:
         rolled: whether then the image's middle is in the corner too.
         origin_evidence: how that was told.
         sampling: that of the middle slice.
+        rows: the rows that were measured, if one side of the centre reaches further (asymmetric echo); else None.
+        columns: the same of the columns (partial Fourier).
         padding_holds: whether the columns that the header calls padding are empty.
     """
 
@@ -87,6 +90,8 @@ class Found:
     rolled: bool
     origin_evidence: str
     sampling: Sampling
+    rows: range | None
+    columns: range | None
     padding_holds: bool
 
 
@@ -188,10 +193,13 @@ class Volume(ABC):
                 origin = f"the {place} holds {ratio:.3g} times the energy of the {'centre' if corner else 'corner'}"
             rolled = corner and image_in_corner(samples)
         own = None if mask is None else mask[len(self) // 2 if len(mask) > 1 else 0]
-        sampling = sampling_of(*_turned(taken, own, corner), self.mask_name)
+        taken, own = _turned(taken, own, corner)
+        sampling = sampling_of(taken, own, self.mask_name)
+        pattern = taken if sampling.mask is None else sampling.mask & taken
+        rows, columns = partial_range(pattern, "rows"), partial_range(pattern, "columns")
         arranged = np.fft.fftshift(samples, (-2, -1)) if corner else samples
         holds = self.limits is not None and is_padding(arranged, self.limits)
-        return Found(mask, evidence, corner, rolled, origin, sampling, holds)
+        return Found(mask, evidence, corner, rolled, origin, sampling, rows, columns, holds)
 
     @property
     def mask(self) -> Bool[NDArray[np.bool_], "row width"] | None:
