@@ -214,6 +214,37 @@ def test_dicom_phase_in_radians(tmp_path: Path) -> None:
         assert (float(data.WindowCenter), float(data.WindowWidth)) == pytest.approx((0, 2 * np.pi))
 
 
+@pytest.mark.parametrize("part", ["magnitude", "phase"])
+def test_slices_that_are_left_out_have_no_file_and_no_weight(part: Any, tmp_path: Path) -> None:
+    with volume_writer(tmp_path / "a", (3, 8, 6), format="dicom", part=part) as writer:
+        writer.write(complex_images()[0])
+        writer.skip()
+        writer.write(complex_images()[2])
+    write_dicom(tmp_path / "b", complex_images()[::2], part=part)
+    found, whole = read_dicom(tmp_path / "a"), read_dicom(tmp_path / "b")
+    assert [data.InstanceNumber for data in found] == [1, 3]
+    for one, other in zip(found, whole, strict=True):
+        np.testing.assert_array_equal(one.pixel_array, other.pixel_array)
+        assert (one.RescaleSlope, one.WindowWidth) == (other.RescaleSlope, other.WindowWidth)
+    assert origin_of(tmp_path / "a")[1] == 2
+    with volume_writer(tmp_path / "none", (1, 8, 6), format="dicom", part=part) as writer:
+        writer.skip()
+    assert not list((tmp_path / "none").iterdir())
+
+
+@pytest.mark.parametrize(("format", "name"), [("fastmri", "a.h5"), ("nifti", "a.nii")])
+def test_complex_slices_that_are_left_out_are_nan(format: Any, name: str, tmp_path: Path) -> None:
+    origin = f"recurra {'a' * 24} {'b' * 24}"
+    with volume_writer(tmp_path / name, (3, 8, 6), format=format, part="complex", origin=origin) as writer:
+        writer.write(complex_images()[0])
+        writer.skip()
+        writer.write(complex_images()[2])
+    found = (read_fastmri if format == "fastmri" else read_nifti)(tmp_path / name)
+    assert np.isnan(found[1]).all()
+    np.testing.assert_array_equal(found[::2], complex_images()[::2])
+    assert origin_of(tmp_path / name)[0] is None  # it is made again by --resume
+
+
 def test_what_is_known_of_the_scan_is_in_the_dicom_files(tmp_path: Path) -> None:
     facts = {"EchoTime": 4.92, "RepetitionTime": 2000, "FlipAngle": np.float32(15), "MagneticFieldStrength": 2.89362}
     more = {"EchoNumbers": 2, "SeriesNumber": 7, "SeriesDescription": "höhere\\Echos\n", "InversionTime": None}

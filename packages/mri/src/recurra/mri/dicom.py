@@ -41,6 +41,8 @@ def uid(*entropy: str) -> str:
 def window_levels(slices: Iterable[NDArray[np.uint16]]) -> tuple[int, int]:
     """The levels that 0.5 % and 99.5 % of all pixels do not exceed; the whole range where these are one."""
     counts = sum((np.bincount(pixels.ravel(), minlength=LEVELS) for pixels in slices), np.zeros(LEVELS, np.int64))
+    if not counts.any():
+        return 0, 1
     share = counts.cumsum() / counts.sum()
     low, high = int(np.searchsorted(share, 0.005)), int(np.searchsorted(share, 0.995))
     if low == high:
