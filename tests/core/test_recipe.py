@@ -200,3 +200,17 @@ def test_bad_section_is_one_line(section: dict[str, object], message: str) -> No
 def test_given_arguments_are_not_options() -> None:
     with pytest.raises(UserError, match=r"a\.yaml: optimizer\.params: fit has no such option"):
         build({"fit": fit}, {"name": "fit", "params": 3}, "a.yaml: optimizer", params=[1])
+
+
+def test_another_name_keeps_what_both_classes_have(tmp_path: Path) -> None:
+    def one(path: str = ".", *, workers: int = 2, coils: int | None = None) -> None: ...
+    def other(*, noise: float = 0.0, workers: int = 0, coils: tuple[int, int] = (1, 2)) -> None: ...
+
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text("data: {name: other, noise: 0.1, workers: 5, coils: [6, 10]}\n")
+    sections = {"data": {"one": one, "other": other}}
+    changes = ["data.path=x", "data.name=one"]
+    found = load_recipe(recipe, changes, package="recurra.mri", sections=sections)
+    assert found == {"data": {"name": "one", "workers": 5, "path": "x"}}
+    same = load_recipe(recipe, ["data.name=other"], package="recurra.mri", sections=sections)
+    assert same["data"] == {"name": "other", "noise": 0.1, "workers": 5, "coils": [6, 10]}

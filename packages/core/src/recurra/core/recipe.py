@@ -76,7 +76,14 @@ def recipe_text(name: str, package: str) -> str:
     return _find(name, package).read_text(encoding="utf-8")
 
 
-def load_recipe(path_or_name: str | Path, overrides: Sequence[str] = (), *, tiny: bool = False, package: str) -> Recipe:
+def load_recipe(
+    path_or_name: str | Path,
+    overrides: Sequence[str] = (),
+    *,
+    tiny: bool = False,
+    package: str,
+    sections: Mapping[str, Mapping[str, Callable[..., Any]]] | None = None,
+) -> Recipe:
     """The recipe in a file or shipped under a name, with `tiny` and then the overrides applied.
 
     Args:
@@ -84,6 +91,7 @@ def load_recipe(path_or_name: str | Path, overrides: Sequence[str] = (), *, tiny
         overrides: "section.key=value" each, see `parse_overrides`.
         tiny: apply the section `tiny`. That section itself is never in the result.
         package: the domain's package, e.g. "recurra.mri".
+        sections: what sections may name. An override of a name keeps those options that the other class has as well.
 
     Raises:
         UserError: there is no such recipe, it is no YAML, or an override fits nowhere.
@@ -105,7 +113,10 @@ def load_recipe(path_or_name: str | Path, overrides: Sequence[str] = (), *, tiny
             recipe[key] = value  # another class has other options
         else:
             _set(recipe, key, value, f"{recipe.source}: tiny: {key}")
-    for key, value in parse_overrides(overrides, "{}: expected SECTION.KEY=VALUE, e.g. train.epochs=3").items():
+    changes = parse_overrides(overrides, "{}: expected SECTION.KEY=VALUE, e.g. train.epochs=3")
+    for section, kinds in (sections or {}).items():
+        _rename(recipe, section, changes.get(f"{section}.name"), kinds)
+    for key, value in changes.items():
         _set(recipe, key, value, f"{recipe.source}: {key}")
     return recipe
 
@@ -272,6 +283,18 @@ def _set(recipe: Recipe, key: str, value: Any, where: str) -> None:
         if not isinstance(place, dict):
             raise UserError(f"{where}: {part} is a value, not a section")
     place[parts[-1]] = value
+
+
+def _rename(recipe: Recipe, section: str, name: Any, kinds: Mapping[str, Callable[..., Any]]) -> None:
+    """Drop the options of a section that the class of another name has not, or has with another type."""
+    options = recipe.get(section, {})
+    before = options.get("name")
+    if not isinstance(name, str) or name == before or not {name, before} <= set(kinds):
+        return
+    types = {key: one.annotation for key, one in inspect.signature(kinds[before]).parameters.items()}
+    known = inspect.signature(kinds[name]).parameters
+    same = [key for key in options if key in known and known[key].annotation == types.get(key)]
+    recipe[section] = {key: options[key] for key in options if key == "name" or key in same}
 
 
 def plain(value: Any) -> Any:

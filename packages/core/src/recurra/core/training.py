@@ -212,7 +212,8 @@ def train(
         Interrupted: Ctrl-C; what is saved and how to go on is in its text.
     """
     changes = [*overrides, *([] if device is None else [f"train.device={device}"])]
-    resolved = load_recipe(recipe, changes, tiny=tiny, package=package)
+    named = {**sections, "optimizer": OPTIMIZERS, "scheduler": SCHEDULES}
+    resolved = load_recipe(recipe, changes, tiny=tiny, package=package, sections=named)
     known = [*sections, "optimizer", "scheduler", "train"]
     for name in resolved:
         if name not in known:

@@ -381,7 +381,9 @@ class _ToFiles:
         with ExitStack() as stack:
             writers = [
                 stack.enter_context(
-                    volume_writer(path, shape, format=kind, affine=affine, part=self.how.image, origin=origin)
+                    volume_writer(
+                        path, shape, format=kind, affine=affine, part=self.how.image, facts=volume.facts, origin=origin
+                    )
                 )
                 for path, kind in zip(written, self.formats, strict=True)
             ]

@@ -56,6 +56,8 @@ def _facts(volume: Volume) -> Iterator[Fact]:
     yield from _geometry(volume)
     yield from _noise(volume)
     yield from _reference(volume)
+    if volume.facts:
+        yield Fact("sequence", ", ".join(f"{name} {value:.4g}" for name, value in volume.facts.items()), "the header")
     for name in ("acquisition", "averages"):
         if name in volume.attributes:
             yield Fact(name, str(volume.attributes[name]), "the file")

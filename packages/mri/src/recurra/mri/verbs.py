@@ -317,12 +317,15 @@ def export(
 def info(checkpoint: Checkpoint) -> dict[str, str]:
     """Show what a checkpoint holds: architecture, size, conventions, training data, licence, provenance."""
     from recurra.core.inference import describe
-    from recurra.mri.inference import load_checkpoint
+    from recurra.mri.inference import load_checkpoint, seam_of
 
+    model = load_checkpoint(checkpoint)
+    seam = seam_of(model)
     return describe(
-        load_checkpoint(checkpoint),
+        model,
         input="complex k-space in the scanner's units",
         output="magnitude image in the units of the k-space",
+        **({"note": seam} if seam else {}),
     )
 
 

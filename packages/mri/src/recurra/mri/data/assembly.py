@@ -61,6 +61,7 @@ class AssembledVolume(Volume):
         coils: number of coils that the file must have.
         part: name of the echo, repetition and so on to take; the first by default.
         attributes: what else the file says.
+        facts_of: what is stated of the sequence of an echo, counted from 0.
         measure: the noise of the coils, None without a noise scan; a ValueError says why a scan does not serve.
         about: the other arguments of `Volume`.
     """
@@ -82,6 +83,7 @@ class AssembledVolume(Volume):
         part: str | None = None,
         attributes: dict[str, Any] | None = None,
         measure: Callable[[], Noise | None] = lambda: None,
+        facts_of: Callable[[int], dict[str, object]] = lambda echo: {},
         **about: Any,
     ) -> None:
         self._check(path, lines, matrix, center_step, coils)
@@ -137,6 +139,7 @@ class AssembledVolume(Volume):
             part=names[number] if len(kinds) > 1 else None,
             remarks=tuple(remarks),
             noise=noise,
+            facts=facts_of(int(kinds[number, 0])) | _numbers(kinds, number),
             **about,
         )
 
@@ -204,6 +207,15 @@ def _part_names(kinds: NDArray[np.int64]) -> tuple[str, ...]:
     varying = [column for column in range(kinds.shape[1]) if len(np.unique(kinds[:, column])) > 1]
     words = list(_PARTS.values())
     return tuple("_".join(f"{words[column]}{kind[column] + 1}" for column in varying) for kind in kinds)
+
+
+def _numbers(kinds: NDArray[np.int64], number: int) -> dict[str, object]:
+    """What tells the volumes of one file apart in DICOM."""
+    if len(kinds) == 1:
+        return {}
+    echo, repetition = (int(value) + 1 for value in kinds[number, :2])
+    numbers: dict[str, object] = {"SeriesNumber": number + 1, "EchoNumbers": echo}
+    return numbers | {"TemporalPositionIdentifier": repetition, "AcquisitionNumber": repetition}
 
 
 def _geometry(

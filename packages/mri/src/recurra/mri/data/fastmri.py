@@ -89,6 +89,7 @@ class FastMRIVolume(Volume):
             parts=parts if len(parts) > 1 else (),
             part=parts[self._frame] if len(parts) > 1 else None,
             remarks=tuple(remarks),
+            facts=header.facts() if header else None,
         )
 
     def target(self, index: int) -> Float32[NDArray[np.float32], "row column"] | None:

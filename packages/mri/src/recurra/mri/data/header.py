@@ -2,7 +2,8 @@
 
 import math
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -41,6 +42,8 @@ class Header:
         calibration_mode: how calibration lines were measured: embedded, interleaved, separate, external or other.
         trajectory: cartesian, radial, ...
         channels: number of receive coils, if stated.
+        sequence: numbers that are stated of the sequence, by DICOM's keywords and in its units; of each echo, where
+            there are several.
     """
 
     encoded: tuple[int, int, int]
@@ -52,6 +55,11 @@ class Header:
     calibration_mode: str
     trajectory: str
     channels: int | None = None
+    sequence: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+
+    def facts(self, echo: int = 0) -> dict[str, object]:
+        """What is stated of an echo, counted from 0."""
+        return {name: values[min(echo, len(values) - 1)] for name, values in self.sequence.items()}
 
     @property
     def padding(self) -> tuple[int, int] | None:
@@ -135,7 +143,33 @@ def parse_header(text: object, path: Path) -> Header:
         calibration_mode=encoding.findtext("i:parallelImaging/i:calibrationMode", "", _NS).strip(),
         trajectory=encoding.findtext("i:trajectory", "cartesian", _NS).strip().lower()[:40],
         channels=int(channels) if re.fullmatch("[1-9][0-9]{0,3}", channels) else None,
+        sequence=_sequence(root),
     )
+
+
+# Where a header states what DICOM has a keyword for, and the factor to its unit.
+_SEQUENCE = {
+    "RepetitionTime": ("sequenceParameters/TR", 1.0),
+    "EchoTime": ("sequenceParameters/TE", 1.0),
+    "InversionTime": ("sequenceParameters/TI", 1.0),
+    "FlipAngle": ("sequenceParameters/flipAngle_deg", 1.0),
+    "MagneticFieldStrength": ("acquisitionSystemInformation/systemFieldStrength_T", 1.0),
+    "ImagingFrequency": ("experimentalConditions/H1resonanceFrequency_Hz", 1e-6),
+}
+
+
+def _sequence(root: ElementTree.Element) -> dict[str, tuple[float, ...]]:
+    """Numbers stated of the sequence; what is no number above zero says nothing."""
+    found: dict[str, tuple[float, ...]] = {}
+    for name, (place, factor) in _SEQUENCE.items():
+        texts = [one.text or "" for one in root.findall("/".join(f"i:{part}" for part in place.split("/")), _NS)]
+        try:
+            values = tuple(float(text) * factor for text in texts)
+        except ValueError:
+            continue
+        if values and all(0 < value < math.inf for value in values):
+            found[name] = values
+    return found
 
 
 def _text(encoding: ElementTree.Element, place: str) -> str:

@@ -73,6 +73,7 @@ class ISMRMRDVolume(AssembledVolume):
             format="ISMRMRD",
             recon_size=(header.needed_readout, min(header.recon[1], steps)),
             attributes={"field_of_view_mm": header.recon_fov, "acquisitions": len(heads)},
+            facts_of=header.facts,
             measure=lambda: self._noise(path, heads, lines),
             whiten=whiten,
         )

@@ -66,6 +66,7 @@ class TwixVolume(AssembledVolume):
             format="Siemens twix",
             recon_size=(round(columns / factor), steps),
             attributes={"field_of_view_mm": fields, "acquisitions": len(self._blocks)},
+            facts_of=lambda echo: _facts(protocol, scan["hdr"].get("Dicom", {}), echo),
             measure=lambda: _noise([*others, self._blocks], int(lines["coils"][0])),
             whiten=whiten,
         )
@@ -107,6 +108,19 @@ def _read_scans(path: Path) -> tuple[dict[str, Any], list[Any]]:
             scan["mdb"][0].fid.close()
         raise ValueError(f"{path}: is cut short; the scan has no end mark")
     return scan, [one["mdb"] for one in scans[:-1]]
+
+
+def _facts(protocol: Any, dicom: Any, echo: int) -> dict[str, object]:
+    """What the protocol says of the sequence; times are in microseconds there."""
+    found: dict[str, object] = {}
+    for name, key in (("RepetitionTime", "alTR"), ("EchoTime", "alTE")):
+        values = [value for value in np.ravel(protocol.get(key, [])) if isinstance(value, (int, float, np.number))]
+        if values:
+            found[name] = float(values[min(echo, len(values) - 1)]) / 1000
+    angles = np.ravel(protocol.get("adFlipAngleDegree", []))
+    found |= {"FlipAngle": angles[0]} if len(angles) else {}
+    found |= {"MagneticFieldStrength": dicom["flMagneticFieldStrength"]} if "flMagneticFieldStrength" in dicom else {}
+    return {name: value for name, value in found.items() if isinstance(value, (int, float, np.number)) and value > 0}
 
 
 def _noise(scans: Sequence[Any], coils: int) -> Noise | None:

@@ -112,6 +112,7 @@ class Volume(ABC):
         attributes: what else the file says about the scan.
         parts: names of the echoes, repetitions and so on that the file holds as volumes of their own; empty for one.
         part: which of them this is.
+        facts: what is stated of the sequence, by DICOM's keywords and in its units.
         noise: of the coils, from a noise scan in the file.
         whiten: whether `slice` gives k-space whose noise is white.
         remarks: what a user should hear about how the file was read.
@@ -138,6 +139,7 @@ class Volume(ABC):
         parts: tuple[str, ...] = (),
         part: str | None = None,
         remarks: tuple[str, ...] = (),
+        facts: dict[str, object] | None = None,
         noise: Noise | None = None,
         whiten: bool = True,
     ) -> None:
@@ -160,6 +162,7 @@ class Volume(ABC):
         self.axes = axes
         self.parts, self.part = parts, part
         self._remarks = remarks
+        self.facts = facts or {}
         self.noise, self.whiten = noise, whiten and noise is not None
 
     def __len__(self) -> int:
