@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import math
 import os
 import re
 import shutil
@@ -17,8 +18,9 @@ import torch
 from huggingface_hub import PyTorchModelHubMixin
 from torch import Tensor, nn
 
+from recurra.core.budget import Budget
 from recurra.core.container import read_container
-from recurra.core.errors import nearest
+from recurra.core.errors import FileError, nearest
 from recurra.core.files import aside as beside
 from recurra.core.files import disk_is_full, full_disk, only_one
 from recurra.core.foreign import read_foreign
@@ -27,6 +29,9 @@ __all__ = ["CARD", "CONFIG", "WEIGHTS", "Pretrained", "read_container", "read_fo
 
 CONFIG, WEIGHTS, CARD = "config.json", "model.safetensors", "README.md"
 _Model = TypeVar("_Model", bound="Pretrained")
+
+_CONFIG_BYTES, _DEPTH = 2**22, 50
+"""The most bytes and nesting of a config.json; those of ours have some thousand and three."""
 
 
 class Pretrained(nn.Module, PyTorchModelHubMixin, library_name="recurra"):
@@ -118,11 +123,12 @@ class Pretrained(nn.Module, PyTorchModelHubMixin, library_name="recurra"):
         config.pop("recurra_version", None)
         kind = _resolve(cls, architecture, folder)
         _check_keys(kind, config, folder)
+        budget = Budget(folder / WEIGHTS)
         try:
-            with torch.random.fork_rng(devices=[]):  # loading draws no random number that anyone sees
+            with torch.random.fork_rng(devices=[]), budget:  # loading draws no random number that anyone sees
                 model = kind(**{key: tuples(value) for key, value in config.items()})
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise ValueError(f"{folder / CONFIG}: {kind.__name__} does not accept it: {_line(error)}") from error
+        except Exception as error:  # of any type: a constructor checks what people give, not what a file may say
+            raise FileError(folder / CONFIG, f"{kind.__name__} does not accept it: {_line(error)}") from error
         _load_weights(model, folder / WEIGHTS)
         model.metadata = metadata
         return model.eval().to(device)
@@ -246,15 +252,54 @@ def _read_config(folder: Path) -> dict[str, Any]:
     for needed in (path, folder / WEIGHTS):
         if not needed.is_file():
             raise ValueError(f"{folder}: no {needed.name}; a checkpoint folder holds {CONFIG} and {WEIGHTS}")
+    if path.stat().st_size > _CONFIG_BYTES:
+        raise FileError(path, f"has {path.stat().st_size:,} bytes; expected at most {_CONFIG_BYTES:,}")
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = json.loads(
+            path.read_text(encoding="utf-8"), object_pairs_hook=_once, parse_constant=_number, parse_float=_number
+        )
+        _check_depth(config)
+    except RecursionError:
+        raise FileError(path, "not JSON that a checkpoint has: nested too deeply") from None
     except ValueError as error:
-        raise ValueError(f"{path}: not JSON: {_line(error)}") from error
+        raise FileError(path, f"not JSON: {_line(error)}") from error
     if not isinstance(config, dict) or not isinstance(config.get("architecture"), str):
         raise ValueError(f"{path}: no 'architecture'; this is not a Recurra checkpoint (for others, see convert)")
     if not isinstance(config.get("metadata", {}), dict):
         raise ValueError(f"{path}: metadata: expected an object, got {config['metadata']!r}")
     return config
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The object of JSON; a key that occurs twice says two things."""
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise ValueError(f"{key[:100]} is there twice")
+        found[key] = value
+    return found
+
+
+def _number(text: str) -> float:
+    """The number of a text; JSON has none that is not finite."""
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"{text[:100]} is no finite number")
+    return value
+
+
+def _check_depth(config: Any) -> None:
+    """Refuse what is nested more deeply than what goes through it can follow."""
+    level = [config]
+    for _ in range(_DEPTH):
+        level = [
+            item
+            for value in level
+            if isinstance(value, (dict, list))
+            for item in (value.values() if isinstance(value, dict) else value)
+        ]
+    if level:
+        raise ValueError(f"nested more than {_DEPTH} deep")
 
 
 def _subclasses(kind: type[_Model]) -> list[type[_Model]]:
@@ -293,11 +338,11 @@ def _some(names: list[str]) -> str:
 
 
 def _load_weights(model: Pretrained, path: Path) -> None:
-    """Fill the model from a file that must hold exactly its tensors."""
+    """Fill the model from a file that must hold exactly its tensors, all of them finite."""
     try:
         stored = safetensors.torch.load_file(path)
-    except (safetensors.SafetensorError, OSError) as error:
-        raise ValueError(f"{path}: damaged or truncated: {_line(error)}") from error
+    except Exception as error:  # of any type, in a damaged file
+        raise FileError(path, f"damaged or truncated: {_line(error)}") from error
     state = model.state_dict(keep_vars=True)
     tied, name = _tied(state), type(model).__name__
     missing = [key for key in state if not any(twin in stored for twin in tied[key])]
@@ -311,6 +356,9 @@ def _load_weights(model: Pretrained, path: Path) -> None:
             raise ValueError(f"{path}: {key} has shape {tuple(value.shape)}; {name} expects {tuple(ours.shape)}")
         if value.is_floating_point() != ours.is_floating_point() or value.is_complex() != ours.is_complex():
             raise ValueError(f"{path}: {key} has type {value.dtype}; {name} expects {ours.dtype}")
+        wrong = int((~torch.isfinite(value)).sum()) if isinstance(ours, nn.Parameter) else int(torch.isnan(value).sum())
+        if wrong:  # a buffer may be infinite, as a mask that is added
+            raise FileError(path, f"{key} has {wrong} of {value.numel()} values that are NaN or infinite")
         ours.data = ours.data.to(value.dtype)  # the file's precision, whatever the default is here
     model.load_state_dict({key: next(stored[twin] for twin in tied[key] if twin in stored) for key in state})
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from recurra.core.checkpoint import Pretrained, tuples
@@ -140,6 +141,8 @@ def _build(found: Found, given: Mapping[str, Any], authors: Iterable[str]) -> Pr
         if value.shape != state[key].shape:
             expected = tuple(state[key].shape)
             raise ValueError(f"{key} has shape {tuple(value.shape)}; expected {expected} with these options")
+        if wrong := int((~torch.isfinite(value)).sum()):
+            raise ValueError(f"{key} has {wrong} of {value.numel()} values that are NaN or infinite")
     model.load_state_dict(found.weights)
     return model
 

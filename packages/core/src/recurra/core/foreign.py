@@ -20,6 +20,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from recurra.core.errors import one_line
+from recurra.core.rehearsal import rehearse
+
+_MEMORY = 200 * 2**20
+"""Bytes that reading a checkpoint may take besides four times its size."""
+
 
 def read_foreign(path: str | Path) -> dict[str, Any]:
     """Contents of a checkpoint written by `torch.save`, as plain dicts, lists, numbers, text and CPU tensors.
@@ -33,22 +39,39 @@ def read_foreign(path: str | Path) -> dict[str, Any]:
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"{path}: no such file")
+    # A few bytes can claim gigabytes, or nest values so deeply that hashing them ends the process.
+    size = path.stat().st_size
+    reason = rehearse(lambda: _plainly(path), seconds=60 + size // 10**7, memory=_MEMORY + 4 * size)
+    if not reason:
+        try:
+            return _plainly(path)
+        except Exception as error:  # of any type, in a damaged file; where nothing could be rehearsed
+            reason = one_line(error)
+    raise ValueError(f"{path}: {reason}")
+
+
+def _plainly(path: Path) -> dict[str, Any]:
+    """What `read_foreign` returns, without the path in its errors."""
     try:
         plain = _Plain().convert(_read(path))
     except RecursionError as error:
-        raise ValueError(f"{path}: nested too deeply for a checkpoint") from error
+        raise ValueError("nested too deeply for a checkpoint") from error
+    except MemoryError:
+        raise
     # A damaged or hostile file can make a reader fail in any way it likes.
     except Exception as error:
         said = isinstance(error, ValueError | RuntimeError | OSError) and str(error).strip()
         reason = said.splitlines()[0] if said else "damaged, or of another format"
-        raise ValueError(f"{path}: not a readable torch checkpoint: {reason}") from error
+        raise ValueError(f"not a readable torch checkpoint: {reason}") from error
     if not isinstance(plain, dict):
-        raise ValueError(f"{path}: holds a {type(plain).__name__}; expected a dict of tensors")
+        raise ValueError(f"holds a {type(plain).__name__}; expected a dict of tensors")
     return plain
 
 
 def _read(path: Path) -> Any:
     """Contents of a checkpoint by torch's restricted reader, else by ours."""
+    if zipfile.is_zipfile(path):
+        _check_archive(path)
     allowed: list[Any] = [argparse.Namespace, (_NumberType, "numpy.dtype")]
     allowed += [(_number, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
     try:
@@ -259,12 +282,20 @@ class _InertUnpickler(pickle.Unpickler):
         return _Storage(self._load_storage, str(key), dtype, count)
 
 
-def _read_inertly(path: Path) -> Any:
-    """Contents of a checkpoint in zip format that torch's own restricted reader refused."""
+def _check_archive(path: Path) -> None:
+    """Refuse a zip file whose entries unpack to more than it holds."""
     with zipfile.ZipFile(path) as archive:
         for entry in archive.infolist():
             if entry.compress_type != zipfile.ZIP_STORED:
                 raise ValueError(f"{entry.filename} is compressed, which torch never does; refused")
+        claimed, size = sum(entry.file_size for entry in archive.infolist()), path.stat().st_size
+        if claimed > size:
+            raise ValueError(f"its entries claim {claimed:,} bytes in a file of {size:,}; refused")
+
+
+def _read_inertly(path: Path) -> Any:
+    """Contents of a checkpoint in zip format that torch's own restricted reader refused."""
+    with zipfile.ZipFile(path) as archive:
         pickles = [name for name in archive.namelist() if name.endswith("/data.pkl")]
         if len(pickles) != 1:
             raise ValueError("a zip file without data.pkl")
@@ -286,6 +317,15 @@ def _read_inertly(path: Path) -> Any:
     return _InertUnpickler(io.BytesIO(described), load_storage).load()
 
 
+def _bounded(tensor: Tensor) -> Tensor:
+    """The tensor, unless it is a view that repeats a few values into gigabytes."""
+    if tensor.layout is torch.strided and not tensor.is_meta:
+        size, stored = tensor.numel() * tensor.element_size(), tensor.untyped_storage().nbytes()
+        if size > max(stored, 2**26):
+            raise ValueError(f"a tensor of {size:,} bytes with {stored:,} stored; refused")
+    return tensor
+
+
 class _Plain:
     """Turns what a reader returned into plain values; what is shared stays shared, what is circular ends in None."""
 
@@ -303,10 +343,8 @@ class _Plain:
         return self._done[id(value)][1]
 
     def _fresh(self, value: Any) -> Any:
-        if isinstance(value, Tensor):
-            return value.detach()
-        if isinstance(value, _View):
-            return value.tensor()
+        if isinstance(value, (Tensor, _View)):
+            return _bounded(value.detach() if isinstance(value, Tensor) else value.tensor())
         if isinstance(value, dict):
             return {self._key(key): self.convert(item) for key, item in dict.items(value)}
         if isinstance(value, (list, set, frozenset)):

@@ -6,6 +6,7 @@ single options ("section.key": value) or whole sections.
 """
 
 import inspect
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from importlib.resources import files
@@ -15,10 +16,13 @@ from typing import Any, Literal, TypeVar, get_args, get_origin
 
 import yaml
 
-from recurra.core.errors import UserError, nearest
-from recurra.core.files import writing
+from recurra.core.errors import FileError, UserError, nearest
+from recurra.core.files import check_file, writing
 
 _Kind = TypeVar("_Kind")
+
+_LENGTH, _VALUES, _DEPTH = 2**18, 20_000, 50
+"""The most characters, values and nesting of a text; recipes have some thousand, hundred and four."""
 
 
 class Recipe(dict[str, Any]):
@@ -46,6 +50,8 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
         for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise yaml.constructor.ConstructorError(None, None, "a key is a list or a section", key.start_mark)
             if key.value in seen:
                 raise yaml.constructor.ConstructorError(None, None, f"{key.value} is there twice", key.start_mark)
             seen.add(key.value)
@@ -73,7 +79,7 @@ def recipe_text(name: str, package: str) -> str:
     Raises:
         UserError: the package ships none of this name.
     """
-    return _find(name, package).read_text(encoding="utf-8")
+    return _shipped(name, package).read_text(encoding="utf-8")
 
 
 def load_recipe(
@@ -97,14 +103,21 @@ def load_recipe(
         UserError: there is no such recipe, it is no YAML, or an override fits nowhere.
     """
     entry = _find(str(path_or_name), package)
-    content = parse_value(entry.read_text(encoding="utf-8"), entry.name)
+    content = (
+        read_yaml(entry) if isinstance(entry, Path) else parse_value(entry.read_text(encoding="utf-8"), entry.name)
+    )
     if not isinstance(content, dict):
         raise UserError(f"{entry.name}: expected sections such as model and data, got {type(content).__name__}")
     recipe = Recipe(content)
     recipe.source = entry.name
     for name, section in recipe.items():
+        if not isinstance(name, str):
+            raise UserError(f"{recipe.source}: {name!r}: expected the name of a section")
         if not isinstance(section, dict):
-            raise UserError(f"{recipe.where(name)}: expected a section of keys and values, got {section!r}")
+            raise UserError(f"{recipe.where(name)}: expected a section of keys and values, got {shown(section)}")
+        for key in section:
+            if not isinstance(key, str):
+                raise UserError(f"{recipe.where(name)}: {key!r}: expected the name of an option")
     reduced = recipe.pop("tiny", None)
     if tiny and reduced is None:
         raise UserError(f"{recipe.source}: has no section tiny; run it without --tiny")
@@ -151,10 +164,65 @@ def parse_value(text: str, where: str) -> Any:
     Raises:
         UserError: it is not YAML.
     """
+    if len(text) > _LENGTH:
+        raise UserError(f"{where}: has {len(text):,} characters; expected at most {_LENGTH:,}")
     try:
-        return _Loader(text).get_single_data()
-    except yaml.YAMLError as error:
-        raise UserError(f"{where}: not YAML: {' '.join(str(error).split())}") from error
+        loader = _Loader(text)
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        _count(node, {})
+        return loader.construct_document(node)
+    except RecursionError:
+        raise UserError(f"{where}: not YAML: nested too deeply") from None
+    except Exception as error:  # PyYAML's own, and whatever a value does that is none of its type
+        said = str(error) if isinstance(error, yaml.YAMLError | UserError) else f"a value is none of its type: {error}"
+        raise UserError(f"{where}: not YAML: {' '.join(said.split())[:300]}") from error
+
+
+def read_yaml(path: Path) -> Any:
+    """Plain values of a YAML file.
+
+    Raises:
+        OSError: it cannot be read.
+        UserError: it is no file, too large, or not YAML.
+    """
+    check_file(path, "a YAML file")
+    if path.stat().st_size > 4 * _LENGTH:
+        raise FileError(path, f"has {path.stat().st_size:,} bytes; expected at most {_LENGTH:,}")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise FileError(path, f"not YAML: not UTF-8 text: {error}") from error
+    return parse_value(text, path.name)
+
+
+def _count(node: yaml.Node, known: dict[int, int], depth: int = 0) -> int:
+    """How many values there are once what is named in several places stands in each.
+
+    Raises:
+        UserError: too many, or they hold themselves.
+    """
+    if id(node) in known:
+        if not known[id(node)]:
+            raise UserError("a value holds itself")
+        return known[id(node)]
+    if depth > _DEPTH:
+        raise UserError(f"nested more than {_DEPTH} deep")
+    known[id(node)], total = 0, 1
+    if isinstance(node, yaml.CollectionNode):
+        for child in node.value:
+            total += sum(_count(one, known, depth + 1) for one in (child if isinstance(child, tuple) else (child,)))
+    if total > _VALUES:
+        raise UserError(f"stands for more than {_VALUES:,} values")
+    known[id(node)] = total
+    return total
+
+
+def shown(value: object) -> str:
+    """A value in an error: not more of it than a reader wants to see."""
+    text = repr(value)
+    return text if len(text) <= 100 else text[:97] + "..."
 
 
 def save_recipe(recipe: Mapping[str, Any], path: Path) -> None:
@@ -180,8 +248,8 @@ def build(registry: Mapping[str, Callable[..., Any]], section: Mapping[str, Any]
     name = options.pop("name", None)
     if name is None:
         raise UserError(f"{where}: no name; known: {', '.join(sorted(registry))}")
-    if name not in registry:
-        raise UserError(f"{where}.name: there is no {name!r}{nearest(str(name), registry)}")
+    if not isinstance(name, str) or name not in registry:
+        raise UserError(f"{where}.name: there is no {shown(name)}{nearest(str(name)[:100], registry)}")
     return _construct(registry[name], name, options, where, given)
 
 
@@ -212,6 +280,8 @@ def _construct(
     for key, value in options.items():
         if key not in known:
             raise UserError(f"{where}.{key}: {name} has no such option{nearest(key, known)}")
+        if not _finite(value):
+            raise UserError(f"{where}.{key}: {name} expects finite numbers; got {shown(value)}")
         if value is None and not _may_be_none(kind, key):  # jsonargparse takes it for an option that is not there
             raise UserError(_explain(f'Parser key "{key}"', kind, name, options, where))
     options = {key: _as_choice(kind, key, value) for key, value in options.items()}
@@ -223,6 +293,15 @@ def _construct(
         return kind(**{key: parsed[key] for key in options}, **given)
     except ValueError as error:
         raise UserError(f"{where}: {error}") from error
+
+
+def _finite(value: Any) -> bool:
+    """Whether no number in a value is NaN or infinite."""
+    if isinstance(value, dict):
+        return all(map(_finite, value.values()))
+    if isinstance(value, (list, tuple)):
+        return all(map(_finite, value))
+    return not isinstance(value, float) or math.isfinite(value)
 
 
 def _may_be_none(kind: Callable[..., Any], key: str) -> bool:
@@ -247,22 +326,24 @@ def _explain(message: str, kind: Callable[..., Any], name: str, options: Mapping
         return f"{where}: {name} needs {lacking[1]}"
     found = re.search(r'Parser key "([^"]+)"', message)
     if not found:
-        return f"{where}: {' '.join(message.split())}"
+        return f"{where}: {' '.join(message.split())[:300]}"
     key = found[1].partition(".")[0]
     parameter = inspect.signature(kind).parameters.get(key)
     annotation = parameter.annotation if parameter else None
     if get_origin(annotation) is Literal:
         choices = ", ".join(str(choice) for choice in get_args(annotation))
-        return f"{where}.{key} must be one of {choices}; got {options[key]!r}"
+        return f"{where}.{key} must be one of {choices}; got {shown(options[key])}"
     expected = annotation.__name__ if type(annotation) is type else str(annotation).replace("typing.", "")
-    return f"{where}.{key}: {name} expects {expected}; got {options[key]!r}"
+    return f"{where}.{key}: {name} expects {expected}; got {shown(options[key])}"
 
 
 def _find(name: str, package: str) -> Traversable:
-    """File of a recipe."""
-    path = Path(name)
-    if path.is_file():
-        return path
+    """File of a recipe: a user's own, else a shipped one."""
+    return Path(name) if Path(name).exists() and not Path(name).is_dir() else _shipped(name, package)
+
+
+def _shipped(name: str, package: str) -> Traversable:
+    """File of a shipped recipe."""
     shipped = files(package).joinpath("recipes", f"{name.removesuffix('.yaml')}.yaml")
     if re.fullmatch(r"[\w.-]+", name) and shipped.is_file():
         return shipped
@@ -275,6 +356,8 @@ def _set(recipe: Recipe, key: str, value: Any, where: str) -> None:
     first, *parts = key.split(".")
     if not parts or not all(parts):
         raise UserError(f"{where}: expected SECTION.KEY=VALUE, e.g. train.epochs=3")
+    if len(parts) > _DEPTH:
+        raise UserError(f"{where[:100]}...: nested more than {_DEPTH} deep")
     if first not in recipe:
         raise UserError(f"{where}: no such section{nearest(first, recipe)}")
     place = recipe[first]
