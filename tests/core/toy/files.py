@@ -6,7 +6,7 @@ import torch
 from recurra.core.conversion import Found, Source, rename
 from recurra.core.errors import blaming
 from recurra.core.evaluation import Method, score_files
-from recurra.core.files import find_inputs, guard_inputs, open_output, writing
+from recurra.core.files import find_inputs, guard_inputs, open_output, result_names, writing
 from recurra.core.foreign import read_foreign
 from recurra.core.inference import Origin, Result, describe, each_file, kept, load, options_digest, share
 from recurra.core.scores import Run, Scores
@@ -22,30 +22,30 @@ def read(path):
         return torch.from_numpy(np.loadtxt(path, dtype=np.float32, ndmin=1))[None]
 
 
-def smoothing(checkpoint, out):
+def smoothing(checkpoint, results):
     model = load_smoother(checkpoint)
 
     def work(path):
-        with torch.no_grad(), writing(out / path.name) as part:
+        with torch.no_grad(), writing(results[path]) as part:
             np.savetxt(part, model(read(path))[0].numpy(), header=str(Origin.of(path, model, {})))
-        return Result(path, [out / path.name], 1, "series")
+        return Result(path, [results[path]], 1, "series")
 
     return work
 
 
 def smooth_files(checkpoint, inputs, out, runs):
-    files, model = find_inputs(inputs, [".txt"]), load_smoother(checkpoint)
-    outputs = [out / path.name for _, path in share(files, runs.shard)]
+    files, model = find_inputs(inputs, [".txt"], leave_out=[out]), load_smoother(checkpoint)
+    results = {path: out / f"{name}.txt" for path, name in result_names(files).items()}
+    outputs = [results[path] for _, path in share(files, runs.shard)]
     guard_inputs(outputs, files)
     for output in [] if runs.resume else outputs:
         open_output(output, runs.overwrite)
 
     def earlier(path):
-        there = [output for output in [out / path.name] if output.exists()]
-        made = {output: output.read_text().partition("\n")[0][2:] for output in there}
+        made = {one: one.read_text().partition("\n")[0][2:] for one in [results[path]] if one.exists()}
         return Result(path, list(made), 1, "series") if kept(made, 1, Origin.of(path, model, {})) else None
 
-    return each_file(files, partial(smoothing, checkpoint, out), out, runs, kept=earlier)
+    return each_file(files, partial(smoothing, checkpoint, results), out, runs, kept=earlier)
 
 
 def scoring(checkpoint):

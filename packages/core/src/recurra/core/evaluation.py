@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from recurra.core.errors import FileError, Interrupted, UserError
-from recurra.core.files import writing
+from recurra.core.files import result_names, writing
 from recurra.core.inference import failures, file_digest, shard_of, share
 from recurra.core.processes import Work, outcomes
 from recurra.core.scores import (
@@ -27,6 +27,7 @@ from recurra.core.scores import (
     check,
     clear,
     draw,
+    picture_of,
     read_records,
     recorded,
     save,
@@ -186,19 +187,19 @@ def score_files(files: Sequence[Path], prepare: Callable[[], Work[Scores]], run:
     check(run)
     if run.runs.overwrite and not run.runs.resume:
         clear(run)
-    chosen = share(files, run.runs.shard)
+    chosen, names = share(files, run.runs.shard), result_names(files)
     known = recorded(run)
     done: list[FileRecord] = []
     for index, path in chosen:
         old = known.get(str(path))
         if old and old.failure is None and path.is_file() and old.digest == file_digest(path):
-            done.append(FileRecord(**{**asdict(old), "index": index}))
+            done.append(FileRecord(**{**asdict(old), "index": index, "name": names[path]}))
     left = [(index, path) for index, path in chosen if index not in {one.index for one in done}]
     try:
         work: Callable[[], Work[Any]] = prepare if run.out is None else _Digested(prepare)
         made = outcomes([path for _, path in left], work, workers=run.runs.workers, quiet=run.runs.quiet)
         for (index, path), outcome in zip(left, made, strict=True):
-            one = FileRecord(index, str(path), "")
+            one = FileRecord(index, str(path), "", names[path])
             if outcome.value is None:
                 one.failure = str(outcome.error)
                 undraw(run, one)
@@ -300,7 +301,7 @@ def _write(run: Run, table: Table, done: Sequence[FileRecord]) -> list[Path]:
             path.unlink(missing_ok=True)
     written += [path for path in (run.out / PICTURE,) if path.is_file()]
     if run.report is not None:
-        pictures = [run.out / PICTURES / f"{Path(one.file).stem}.png" for one in done if one.failure is None]
+        pictures = [picture_of(run.out, one) for one in done if one.failure is None]
         written.append(_page(run, table, ("file", "method", *names), rows, pictures))
     return written
 
@@ -322,7 +323,9 @@ def _page(
         rows=table.rows,
         file_columns=columns,
         file_rows=rows,
-        pictures=[(path.stem, path) for path in drawn if path.is_file()],
+        pictures=[
+            (str(path.relative_to(run.out / PICTURES).with_suffix("")), path) for path in drawn if path.is_file()
+        ],
         failures=table.failures,
         versions=versions(),
         **{key: value for key, value in run.report.items() if key != "main" or table.rows},

@@ -9,6 +9,7 @@ import shutil
 import stat
 import zlib
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
@@ -24,30 +25,72 @@ except ImportError:  # not on Windows
     fcntl = None
 
 
-def find_inputs(inputs: Sequence[str | Path] | str | Path, suffixes: Sequence[str]) -> list[Path]:
-    """The files of the given files and folders; a folder stands for the files directly inside, by name.
+def find_inputs(
+    inputs: Sequence[str | Path] | str | Path, suffixes: Sequence[str], *, leave_out: Sequence[Path] = ()
+) -> list[Path]:
+    """The files of the given files and folders, each once; a folder stands for those in it and below, by name.
+
+    Hidden files and folders are left out, and links that lead back are not followed. A link to nowhere is in the list:
+    whoever opens it says so.
 
     Args:
         inputs: one path or several.
         suffixes: of the files that a folder is searched for, in lower case.
+        leave_out: folders that are not searched, as that of the results.
 
     Raises:
-        UserError: nothing is there, or two files share a name (their outputs would overwrite each other).
+        UserError: a folder holds none, or may not be read.
     """
-    found: list[Path] = []
+    found: dict[str, Path] = {}
+    without = {os.path.realpath(path) for path in leave_out}
     for item in map(Path, [inputs] if isinstance(inputs, str | Path) else inputs):
-        if item.is_dir():
-            inside = sorted(path for path in item.iterdir() if path.suffix.lower() in suffixes)
-            if not inside:
-                raise FileError(item, f"no {', '.join(suffixes)} file in this folder")
-            found += inside
-        else:
-            found.append(item)
-    names = [path.stem for path in found]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise UserError(f"two inputs are named {twice[0]}; give them in separate calls with separate --out folders")
-    return found
+        inside = list(_below(item, suffixes, set(without))) if item.is_dir() else [item]
+        if not inside:
+            raise FileError(item, f"no {', '.join(suffixes)} file in this folder")
+        for path in inside:
+            found.setdefault(os.path.realpath(path), path)
+    return list(found.values())
+
+
+def _below(folder: Path, suffixes: Sequence[str], seen: set[str]) -> Iterator[Path]:
+    """The files in a folder and below, by name; folders that were seen are not entered."""
+    seen.add(os.path.realpath(folder))
+    try:
+        entries = sorted(folder.iterdir())
+    except OSError as error:
+        raise FileError(folder, f"cannot be searched: {error.strerror}") from error
+    for path in entries:
+        if path.name.startswith("."):
+            continue
+        if path.is_dir():
+            if not path.name.endswith(".part") and os.path.realpath(path) not in seen:
+                yield from _below(path, suffixes, seen)
+        elif path.suffix.lower() in suffixes:
+            yield path
+
+
+def result_names(files: Sequence[Path]) -> dict[Path, str]:
+    """A name for the result of each file, without suffix, different from all others and as short as that allows.
+
+    It is the stem; for files beside each other that differ in their suffix alone, the whole name; and for files of one
+    name in several folders, the last folders that tell them apart come before it: "monday/scan", "tuesday/scan".
+
+    Args:
+        files: all that are given together, each once.
+    """
+    parts = {path: Path(os.path.abspath(path)).parent.parts[1:] for path in files}
+    last = {path: path.stem for path in files}
+    for _ in range(2):  # a whole name may be another file's stem
+        beside = Counter((parts[path], last[path].casefold()) for path in files)
+        last = {path: last[path] if beside[parts[path], last[path].casefold()] == 1 else path.name for path in files}
+    names, depth = dict(last), 0
+    while True:
+        taken = Counter(name.casefold() for name in names.values())
+        twice = [path for path in files if taken[names[path].casefold()] > 1 and len(parts[path]) > depth]
+        if not twice:
+            return names
+        depth += 1
+        names |= {path: "/".join((*parts[path][-depth:], last[path])) for path in twice}
 
 
 def check_file(path: Path, expected: str = "a file") -> None:

@@ -62,11 +62,12 @@ class Run:
 
 @dataclass
 class FileRecord:
-    """One line of a run's memory: what became of a file."""
+    """One line of a run's memory: what became of a file; its name is that of its picture, and no other file's."""
 
     index: int
     file: str
     digest: str
+    name: str = ""
     failure: str | None = None
     count: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
@@ -125,7 +126,18 @@ def clear(run: Run) -> None:
 def undraw(run: Run, one: FileRecord) -> None:
     """Remove the picture that an earlier run made of a file."""
     if run.out is not None:
-        (run.out / PICTURES / f"{Path(one.file).stem}.png").unlink(missing_ok=True)
+        picture = picture_of(run.out, one)
+        picture.unlink(missing_ok=True)
+        for folder in picture.parents:
+            if folder == run.out / PICTURES or run.out / PICTURES not in folder.parents:
+                break
+            with suppress(OSError):  # there is none, or other pictures are in it
+                folder.rmdir()
+
+
+def picture_of(out: Path, one: FileRecord) -> Path:
+    """Where the picture of a file is, if one is drawn for the page."""
+    return out / PICTURES / f"{one.name or Path(one.file).stem}.png"
 
 
 def _of_shares(path: Path, count: int) -> bool:
@@ -185,5 +197,6 @@ def draw(run: Run, one: FileRecord, picture: Any, before: Sequence[FileRecord]) 
         name = PICTURE if count == 1 else PICTURE.replace(".", f"-{first}-of-{count}.")
         run.draw(run.out / name, picture)
     if run.report is not None and one.index < _PICTURES_OF_A_REPORT:
-        (run.out / PICTURES).mkdir(exist_ok=True)
-        run.draw(run.out / PICTURES / f"{Path(one.file).stem}.png", picture)
+        path = picture_of(run.out, one)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        run.draw(path, picture)
