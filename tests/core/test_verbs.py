@@ -138,6 +138,25 @@ def test_usage_error_is_status_2(app: typer.Typer, words: str) -> None:
     assert CliRunner().invoke(app, words.split()).exit_code == 2
 
 
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        ("--mask x --factor inf", "--factor must be a finite number; got inf"),
+        ("--mask x --seed 99999999999999999999", "--seed must be at most 4294967295; got 99999999999999999999"),
+        ("--batch-size 100000000000000000000", "--batch-size must be at most 65536; got 100000000000000000000"),
+        ("--mask=", "--mask is empty; expected a value"),
+    ],
+)
+def test_numbers_that_nothing_can_use_are_one_line(app: typer.Typer, words: str, line: str) -> None:
+    result = CliRunner().invoke(app, ["work", "-o", "r", *words.split()])
+    assert (result.exit_code, result.stderr, result.stdout) == (1, f"{line}\n", "")
+
+
+def test_an_empty_path_is_not_this_folder(app: typer.Typer) -> None:
+    result = CliRunner().invoke(app, ["work", "-o", ""])
+    assert (result.exit_code, result.stderr) == (1, "-o is empty; expected a value\n")
+
+
 def test_common_options(app: typer.Typer) -> None:
     options = ["--device", "cuda:1", "--batch-size", "4", "--precision", "bf16", "--overwrite", "-q"]
     result = CliRunner().invoke(app, ["work", "-o", "r", *options])

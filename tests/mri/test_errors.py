@@ -199,9 +199,6 @@ def test_options_that_do_not_serve(command: Command, checkpoint: Path, volume: P
     empty = tmp_path / "empty"
     empty.mkdir()
     fails(command, f"{empty}: no .h5, .hdf5, .dat file in this folder", "reconstruct", checkpoint, empty, "-o", model)
-    shutil.copy(volume, empty / volume.name)
-    line = f"two inputs are named {volume.stem}; give them in separate calls with separate --out folders"
-    fails(command, line, "reconstruct", checkpoint, empty, volume, "-o", model)
 
 
 def test_existing_results_are_kept(

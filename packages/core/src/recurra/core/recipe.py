@@ -79,7 +79,7 @@ def recipe_text(name: str, package: str) -> str:
     Raises:
         UserError: the package ships none of this name.
     """
-    return _shipped(name, package).read_text(encoding="utf-8")
+    return _shipped(name, package, "no recipe of this name is shipped").read_text(encoding="utf-8")
 
 
 def load_recipe(
@@ -342,13 +342,13 @@ def _find(name: str, package: str) -> Traversable:
     return Path(name) if Path(name).exists() and not Path(name).is_dir() else _shipped(name, package)
 
 
-def _shipped(name: str, package: str) -> Traversable:
+def _shipped(name: str, package: str, complaint: str = "no such file, and no recipe of this name") -> Traversable:
     """File of a shipped recipe."""
     shipped = files(package).joinpath("recipes", f"{name.removesuffix('.yaml')}.yaml")
     if re.fullmatch(r"[\w.-]+", name) and shipped.is_file():
         return shipped
     known = [entry.name.removesuffix(".yaml") for entry in files(package).joinpath("recipes").iterdir()]
-    raise UserError(f"{name}: no such file, and no recipe of this name{nearest(name, known)}")
+    raise UserError(f"{name}: {complaint}{nearest(name, known)}")
 
 
 def _set(recipe: Recipe, key: str, value: Any, where: str) -> None:

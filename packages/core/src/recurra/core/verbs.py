@@ -15,6 +15,7 @@ mean stands in an `Option`, where several verbs share it, or else in the docstri
 
 import dataclasses
 import inspect
+import math
 import os
 import re
 import shlex
@@ -47,7 +48,7 @@ class Option:
         metavar: how the help calls an argument.
         listed: a sequence that is written with commas; "none" is the empty one.
         min: least value.
-        max: greatest value.
+        max: greatest value; of a whole number 2**32 - 1 where nothing else is said, as of seeds.
     """
 
     help: str = ""
@@ -62,9 +63,9 @@ class Option:
 Inputs = Annotated[Sequence[str | Path] | str | Path, Option("Files, or folders of them.", kind=list[Path])]
 Out = Annotated[str | Path, Option("Folder that receives the results.", ("-o", "--out"), Path)]
 Device = Annotated[str, Option("auto, cpu, cuda or cuda:INDEX.")]
-BatchSize = Annotated[int, Option("How many samples are computed at once.", min=1)]
+BatchSize = Annotated[int, Option("How many samples are computed at once.", min=1, max=2**16)]
 Precision = Annotated[PrecisionName, Option("Number format of the network.")]
-Workers = Annotated[int, Option("Processes that share the files; results are those of one.", min=1)]
+Workers = Annotated[int, Option("Processes that share the files; results are those of one.", min=1, max=1024)]
 Shard = Annotated[str | None, Option("I/N: take every N-th file from the I-th on, one share of several machines'.")]
 Resume = Annotated[bool, Option("Keep results that are whole and of the same input, do the others.")]
 Overwrite = Annotated[bool, Option("Replace what is there already.")]
@@ -203,6 +204,7 @@ def _group() -> Any:
         def invoke(self, ctx: Any) -> Any:
             caught: BaseException
             try:
+                _check_words([*ctx._protected_args, *ctx.args])
                 return super().invoke(ctx)
             except BrokenPipeError:
                 # Whoever read our output has left. Nothing may be written at exit either.
@@ -233,8 +235,10 @@ def _command(verb: Callable[..., Any]) -> Callable[..., None]:
     explained = _explained(verb)
     groups: dict[str, type] = {}
     parameters: list[inspect.Parameter] = []
+    most: dict[str, int | float | None] = {}
     for parameter in known.values():
         annotation, option = _parts(parameter.annotation, explained.get(parameter.name, ""))
+        most[parameter.name] = option.max
         if dataclasses.is_dataclass(annotation):
             groups[parameter.name] = typing.cast(type, annotation)
             parameters += _fields(groups[parameter.name])
@@ -248,6 +252,8 @@ def _command(verb: Callable[..., Any]) -> Callable[..., None]:
     def command(**given: Any) -> None:
         global _debugging
         _debugging = given.pop("debug")
+        for name, value in given.items():
+            _check_number(name, value, most.get(name))
         for name, group in groups.items():
             given[name] = _grouped(group, given)
         for name, parameter in known.items():
@@ -259,6 +265,25 @@ def _command(verb: Callable[..., Any]) -> Callable[..., None]:
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     command.__annotations__ = {one.name: one.annotation for one in parameters}
     return command
+
+
+def _check_words(words: Sequence[str]) -> None:
+    """Refuse a word that is empty: as a path it would be the folder that one is in."""
+    for before, word in zip(("", *words), words, strict=False):
+        name, equals, value = word.partition("=")
+        if not word or (word.startswith("--") and equals and not value):
+            flag = name if word else before if before.startswith("-") else "an argument"
+            raise UserError(f"{flag} is empty; expected a value")
+
+
+def _check_number(name: str, value: object, most: int | float | None) -> None:
+    """Refuse a number that no computation can use."""
+    flag = f"--{name.replace('_', '-')}"
+    if isinstance(value, float) and not math.isfinite(value):
+        raise UserError(f"{flag} must be a finite number; got {value}")
+    limit = 2**32 - 1 if most is None else most
+    if isinstance(value, int) and abs(value) > limit:
+        raise UserError(f"{flag} must be at most {limit}; got {str(value)[:40]}")
 
 
 def _parts(annotation: Any, explained: str = "") -> tuple[Any, Option]:
@@ -286,7 +311,8 @@ def _parameter(name: str, annotation: Any, option: Option, default: Any, positio
     if option.listed:
         kind, default = str, ",".join(default) or "none"
     if option.min is not None or option.max is not None:
-        about |= {"min": option.min, "max": option.max}
+        # The greatest whole number is left to `_check_number`, whose answer is one line.
+        about |= {"min": option.min, "max": option.max if kind is float else None}
     if not required and (default is None or default == ()):
         kind, default = kind | None, None
     flags = option.flags

@@ -1,5 +1,6 @@
 """What of a reconstruction model crosses the border of an exported program, and the example it is traced with."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,9 @@ from recurra.core.files import guard_inputs
 from recurra.mri.inference import load_checkpoint
 from recurra.mri.models.reconstructor import AXES, Reconstructor
 from recurra.mri.operators import sense_expand
+
+_LARGEST = 2**25
+"""Complex values of an example: 256 MB, and several times that while it is traced."""
 
 
 class RealInterface(nn.Module):
@@ -62,6 +66,8 @@ def _sizes(shape: str, dim: int) -> tuple[int, ...]:
     if len(numbers) != len(names) or min(numbers) < 1:
         example = ",".join(map(str, (8, *(16, 64, 64)[-dim:])))
         raise UserError(f"shape must be {','.join(names)} such as {example}; got {shape!r}")
+    if math.prod(numbers) > _LARGEST:
+        raise UserError(f"shape must have at most {_LARGEST:,} samples in all; got {shape}")
     return tuple(numbers)
 
 
