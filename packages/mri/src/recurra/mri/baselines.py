@@ -28,6 +28,7 @@ from recurra.mri.operators import FFTConvention, from_channels, ifft, rss, sense
 from recurra.mri.sensitivity import within_support
 
 Kspace = Complex[Tensor, "batch coil height width"]
+Sensitivity = Complex[Tensor, "#batch coil height width"]
 Mask = Bool[Tensor, "#batch 1 #height #width"]
 Image = Complex[Tensor, "batch height width"]
 
@@ -38,7 +39,7 @@ _DEEPEST = 4
 
 def zero_filled(
     kspace: Kspace,
-    sensitivity: Kspace | None = None,
+    sensitivity: Sensitivity | None = None,
     mask: Mask | None = None,
     *,
     fft: FFTConvention = "centered-ortho",
@@ -49,7 +50,7 @@ def zero_filled(
 
 def cg_sense(
     kspace: Kspace,
-    sensitivity: Kspace,
+    sensitivity: Sensitivity,
     mask: Mask,
     *,
     fft: FFTConvention = "centered-ortho",
@@ -83,7 +84,7 @@ def cg_sense(
 
 def l1_wavelet(
     kspace: Kspace,
-    sensitivity: Kspace,
+    sensitivity: Sensitivity,
     mask: Mask,
     *,
     fft: FFTConvention = "centered-ortho",
