@@ -19,6 +19,18 @@ def found(root: Path, *inputs: str, **options: object) -> list[str]:
     return [path.relative_to(root).as_posix() for path in paths]
 
 
+def test_results_are_no_inputs(tmp_path: Path) -> None:
+    """A second run over a folder that holds results of the first one finds the same inputs."""
+    (tmp_path / "a.h5").write_bytes(b"raw")
+    (tmp_path / "out").mkdir()
+    result = tmp_path / "out" / "a.h5"
+    result.write_bytes(b"\x89HDF" + bytes(1000) + b"recurra " + b"0" * 24 + b" " + b"f" * 24 + b"image")
+    assert find_inputs(tmp_path, [".h5"]) == [tmp_path / "a.h5"]
+    assert find_inputs([tmp_path, result], [".h5"]) == [tmp_path / "a.h5", result]  # asked for by name
+    with pytest.raises(ValueError, match=r"no \.h5 file in this folder, but for 1 results of earlier runs"):
+        find_inputs(tmp_path / "out", [".h5"])
+
+
 def test_a_folder_stands_for_all_below_it(tmp_path: Path) -> None:
     tree(
         tmp_path,

@@ -30,8 +30,8 @@ def find_inputs(
 ) -> list[Path]:
     """The files of the given files and folders, each once; a folder stands for those in it and below, by name.
 
-    Hidden files and folders are left out, and links that lead back are not followed. A link to nowhere is in the list:
-    whoever opens it says so.
+    Hidden files and folders are left out, and results of this software that lie in a folder beside its inputs; links
+    that lead back are not followed. A link to nowhere is in the list: whoever opens it says so.
 
     Args:
         inputs: one path or several.
@@ -44,12 +44,25 @@ def find_inputs(
     found: dict[str, Path] = {}
     without = {os.path.realpath(path) for path in leave_out}
     for item in map(Path, [inputs] if isinstance(inputs, str | Path) else inputs):
-        inside = list(_below(item, suffixes, set(without))) if item.is_dir() else [item]
+        below = list(_below(item, suffixes, set(without))) if item.is_dir() else []
+        inside = [path for path in below if not is_result(path)] if item.is_dir() else [item]
         if not inside:
-            raise FileError(item, f"no {', '.join(suffixes)} file in this folder")
+            results = f", but for {len(below)} results of earlier runs" if below else ""
+            raise FileError(item, f"no {', '.join(suffixes)} file in this folder{results}")
         for path in inside:
             found.setdefault(os.path.realpath(path), path)
     return list(found.values())
+
+
+def is_result(path: Path) -> bool:
+    """Whether a file is a result of this software, which keeps near its beginning what it was made from."""
+    if not path.is_file():
+        return False
+    try:
+        with path.open("rb") as stream:
+            return re.search(rb"recurra [0-9a-f]{24} [0-9a-f]{24}", stream.read(2**16)) is not None
+    except OSError:  # whoever opens it says why
+        return False
 
 
 def _below(folder: Path, suffixes: Sequence[str], seen: set[str]) -> Iterator[Path]:

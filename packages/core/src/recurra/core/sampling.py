@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -11,7 +12,8 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
 
-from recurra.core.errors import UserError
+from recurra.core.errors import FileError, UserError
+from recurra.core.files import find_inputs
 
 _Item = TypeVar("_Item")
 _Read = TypeVar("_Read")
@@ -91,7 +93,7 @@ class Cached(Generic[_Item, _Read]):
 def find_files(
     root: str | Path, folders: Sequence[str], listed: str | Path | None, suffixes: Sequence[str], what: str = "files"
 ) -> list[Path]:
-    """The files of a part of the data: those listed, else those in the first of the root's folders that has any.
+    """The files of a part of the data: those listed, else those in and below the first of the root's folders with any.
 
     Args:
         root: where the folders are.
@@ -108,9 +110,9 @@ def find_files(
         lines = Path(listed).read_text(encoding="utf-8").splitlines()
         return [Path(listed).parent / line.strip() for line in lines if line.strip()]
     for folder in folders:
-        found = sorted(one for one in Path(root, folder).glob("*") if one.suffix.lower() in suffixes)
-        if found:
-            return found
+        with suppress(FileError):  # it holds none
+            if Path(root, folder).is_dir():
+                return find_inputs(Path(root, folder), suffixes)
     raise UserError(f"{root}: no {what} in {', '.join(folders)}; set data.path")
 
 

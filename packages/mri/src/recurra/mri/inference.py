@@ -1,6 +1,6 @@
 """How one opened volume becomes images: a few slices at a time whatever its length."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -17,7 +17,7 @@ from torch import Tensor
 from recurra.core.checks import one_of
 from recurra.core.device import PrecisionName, choose_device, in_precision
 from recurra.core.errors import FileError, UserError, blaming, nearest
-from recurra.core.files import find_inputs, guard_inputs, open_output
+from recurra.core.files import find_inputs, guard_inputs, open_output, result_names
 from recurra.core.inference import (
     Origin,
     Result,
@@ -140,7 +140,8 @@ class Reconstruction:
         maps = file_digest(given) if self.given_maps and given.is_file() else None
         options = {"maps": self.maps, "given": maps, "drawn": drawn, "coils": self.coils, "precision": self.precision}
         options |= {"axes": self.axes, "part": self.part, "whiten": self.whiten}
-        options |= {"image": self.image, "partial_fourier": self.partial_fourier}
+        # The last number counts changes of this software that change the numbers.
+        options |= {"image": self.image, "partial_fourier": self.partial_fourier, "rules": 2}
         return options_digest(self.model, options | more)
 
     @property
@@ -327,6 +328,7 @@ class _ToFiles:
     out: Path
     formats: tuple[OutputFormat, ...]
     preview: bool
+    names: Mapping[Path, str]
     overwrite: bool = False
 
     def __call__(self) -> Work[Result]:
@@ -336,13 +338,13 @@ class _ToFiles:
 
     def outputs(self, path: Path, part: str | None = None) -> list[Path]:
         """Where the results of an input go; the HDF5 file has the input's name, as the leader board wants it."""
-        stem = path.stem if part is None else f"{path.stem}_{part}"
+        stem = self.names[path] + (f"_{part}" if part else "")
         names = {"fastmri": f"{stem}.h5", "nifti": f"{stem}.nii", "dicom": f"{stem}_dicom"}
         return [self.out / names[kind] for kind in self.formats]
 
     def pictures(self, path: Path, part: str | None = None) -> list[Path]:
         """Where the preview of an input goes, if one is wanted."""
-        stem = path.stem if part is None else f"{path.stem}_{part}"
+        stem = self.names[path] + (f"_{part}" if part else "")
         return [self.out / f"{stem}.png"] if self.preview else []
 
     def result(self, path: Path, origin: str) -> Result:
@@ -434,9 +436,9 @@ def reconstruct_files(
             "DICOM holds no complex images; write --image magnitude and --image phase, each to its own --out"
         )
     _ = how.target
-    found = find_inputs(inputs, SUFFIXES)
+    found = find_inputs(inputs, SUFFIXES, leave_out=[out])
     chosen: Any = tuple(dict.fromkeys(formats))
-    work = _ToFiles(how, out, chosen, preview, runs.overwrite or runs.resume)
+    work = _ToFiles(how, out, chosen, preview, result_names(found), runs.overwrite or runs.resume)
     outputs = [output for _, path in share(found, runs.shard) for output in work.outputs(path, how.part)]
     guard_inputs(outputs, [*found, *how.own_files])
     previews = [picture for _, path in share(found, runs.shard) for picture in work.pictures(path, how.part)]

@@ -4,9 +4,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import h5py
+
 from recurra.core.errors import FileError
 from recurra.core.files import check_file
-from recurra.core.hdf5 import open_hdf5
+from recurra.core.hdf5 import member, names, open_hdf5
 from recurra.mri.data.axes import parse_axes
 from recurra.mri.data.calgary_campinas import CalgaryCampinasVolume, is_calgary_campinas
 from recurra.mri.data.fastmri import FastMRIVolume
@@ -52,6 +54,7 @@ def open_volume(
         return TwixVolume(path, coils=coils, remove_oversampling=remove_oversampling, part=part, whiten=whiten)
     file = open_hdf5(path)
     try:
+        _refuse_dangling(path, file)
         if raw_group(file) is not None:
             return ISMRMRDVolume(
                 path, file, coils=coils, remove_oversampling=remove_oversampling, part=part, whiten=whiten
@@ -64,6 +67,16 @@ def open_volume(
     except BaseException:
         file.close()
         raise
+
+
+def _refuse_dangling(path: Path, file: h5py.File) -> None:
+    """A file that lost something may have lost its mask or its header: it is not read as if that had never been."""
+    for name in names(file):
+        link = file.get(name, getlink=True)
+        if isinstance(link, h5py.SoftLink) and name != "kspace" and member(file, name) is None:
+            raise FileError(
+                path, f"{name!r} is a link to {link.path!r}, where nothing is; the file is not whole, remove the link"
+            )
 
 
 def open_parts(path: Path, *, part: str | None = None, **options: Any) -> Iterator[Volume]:
