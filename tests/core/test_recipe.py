@@ -60,7 +60,7 @@ def test_shipped_recipes(package: str) -> None:
     assert recipe_text("toy-knee", package) == KNEE
     with pytest.raises(UserError, match=r"toy-kne: no recipe of this name is shipped \(did you mean toy-knee\?\)"):
         recipe_text("toy-kne", package)
-    with pytest.raises(UserError, match="no such file"):
+    with pytest.raises(UserError, match="no recipe of this name"):
         recipe_text("../toy-knee", package)
 
 

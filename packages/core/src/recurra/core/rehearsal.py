@@ -1,5 +1,6 @@
 """Work on a file that could be fatal, done by a child process first: what the work dies of, only the child dies of."""
 
+import faulthandler
 import os
 import signal
 import sys
@@ -49,6 +50,7 @@ def _report(work: Callable[[], object], speak: int, seconds: int, memory: int) -
 
     said = ""
     try:
+        faulthandler.disable()  # a death here is no news
         os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # a C library's last words
         mapped = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         limits = {resource.RLIMIT_AS: mapped + memory, resource.RLIMIT_CPU: seconds, resource.RLIMIT_CORE: 0}
