@@ -77,7 +77,7 @@ def _twix(path: Path) -> None:
     lines = "".join(f"{name} = {value}\n" for name, value in protocol.items())
     texts = {
         "MeasYaps": f"### ASCCONV BEGIN ###\n{lines} \n ### ASCCONV END ###",
-        "Config": '<ParamString."chronSliceIndices">  { "0"  }\n',
+        "Config": '<ParamString."chronSliceIndices">  { "0 - -"  }\n',
         "Meas": '<ParamString."tPatientPosition">  { "HFS"  }\n',
         "Dicom": '<ParamDouble."flReadoutOSFactor">  { 2.0  }\n',
     }
