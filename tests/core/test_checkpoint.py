@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from recurra.core import __version__
 from recurra.core.checkpoint import Pretrained
+from recurra.core.errors import FileError
 from recurra.core.files import aside
 
 
@@ -328,3 +329,34 @@ def test_hub_name_is_asked_of_the_hub(monkeypatch: pytest.MonkeyPatch, tmp_path:
     assert Square.from_pretrained("owner/name").config["side"] == 5
     with pytest.raises(ValueError, match="owner/name: no such checkpoint folder, nor found on the hub: no network"):
         Square.from_pretrained("owner/name", revision="gone")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('"side": 3, "side": 5', "not JSON: side is there twice"),
+        ('"side": NaN', "not JSON: NaN is no finite number"),
+        ('"side": 1e999', "not JSON: 1e999 is no finite number"),
+        ('"side": ' + "[" * 60 + "]" * 60, "not JSON: nested more than 50 deep"),
+        ('"side": ' + "[" * 10**5 + "]" * 10**5, "not JSON that a checkpoint has: nested too deeply"),
+        ('"side": 100000000', "Square does not accept it: it asks for far more weights than there are"),
+    ],
+)
+def test_a_config_that_no_model_has_is_one_line(text: str, said: str, folder: Path) -> None:
+    path = folder / "config.json"
+    content = path.read_text()
+    assert '"side": 5' in content
+    path.write_text(content.replace('"side": 5', text, 1))
+    with pytest.raises(FileError) as caught:
+        Square.from_pretrained(folder)
+    assert str(caught.value).startswith(f"{path}: {said}")
+
+
+def test_weights_that_are_no_numbers_are_named(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    weights = safetensors.torch.load_file(path)
+    name = max(weights, key=lambda name: weights[name].numel())
+    weights[name].view(-1)[:2] = torch.tensor([torch.nan, torch.inf])
+    safetensors.torch.save_file(weights, path)
+    with pytest.raises(ValueError, match=rf"model\.safetensors: {name} has 2 of \d+ values that are NaN or infinite"):
+        Square.from_pretrained(folder)

@@ -161,3 +161,34 @@ def test_a_reading_that_fails_is_one_line(path: Path) -> None:
         read(path, Broken(), (), "the table")
     with open_hdf5(path) as file, pytest.raises(FileError, match=r"a\.h5: a value cannot be read"):
         read(path, file["values"], 7, "a value")
+
+
+def test_lengths_that_the_file_cannot_hold_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.h5"
+    rows = np.zeros(80_000, np.dtype([("number", "<i4"), ("values", h5py.vlen_dtype(np.float32))]))
+    for row in rows[:9]:
+        row["values"] = np.arange(50, dtype=np.float32)
+    for row in rows[9:]:
+        row["values"] = np.zeros(0, np.float32)
+    with h5py.File(path, "w") as file:
+        made = file.create_dataset("rows", data=rows, chunks=(80_000,))
+        _, place = made.id.read_direct_chunk((0,))
+        start = made.id.get_chunk_info(0).byte_offset
+    with open_hdf5(path) as file:
+        assert len(read(path, dataset(path, file, "rows").fields("values"), 3, "a row")) == 50
+    data = bytearray(path.read_bytes())
+    assert place[4:8] == (50).to_bytes(4, "little"), "the length of the first row"
+    data[start + 4 : start + 8] = (2**30).to_bytes(4, "little")
+    path.write_bytes(data)
+    assert "texts or lists claim 4,294," in _complaint(path, "rows")
+
+
+def test_chunks_that_lie_elsewhere_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.h5"
+    with h5py.File(path, "w", libver="earliest") as file:
+        made = file.create_dataset("values", data=np.ones((4, 8), np.float32), chunks=(1, 8))
+        place = made.id.get_chunk_info(2).byte_offset.to_bytes(8, "little")
+    data = path.read_bytes()
+    assert data.count(place) == 1
+    path.write_bytes(data.replace(place, (2**40).to_bytes(8, "little")))
+    assert "32 bytes at 1099511627776 are no chunk" in _complaint(path, "values")

@@ -52,13 +52,14 @@ class Resumption(Callback):
     Args:
         folder: receives the last state.
         signals: say when to stop.
+        resume: whether the run goes on from there.
 
     Attributes:
         began: whether everything is restored and the training has begun.
     """
 
-    def __init__(self, folder: RunFolder, signals: StopSignals) -> None:
-        self.folder, self.signals = folder, signals
+    def __init__(self, folder: RunFolder, signals: StopSignals, *, resume: bool = False) -> None:
+        self.folder, self.signals, self.resume = folder, signals, resume
         self._position = {"epoch": 0, "batch": 0}
         self._random: dict[str, Any] | None = None
         self.began = False

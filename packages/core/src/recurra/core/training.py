@@ -266,7 +266,7 @@ def fit(
     records = Records(folder, losses, averages)
     with _quiet_lightning():
         folder.check(resume=resume, overwrite=overwrite, recipe=recipe)
-        resumption = Resumption(folder, signals)
+        resumption = Resumption(folder, signals, resume=resume)
         callback = Together(Bar(quiet=quiet), losses, averages, records, resumption)
         trainer = _trainer(settings, folder.path, callback)
         seed_all(settings.seed + trainer.global_rank)
@@ -282,7 +282,7 @@ def fit(
             order.go_to(epoch, done)
         # Made only now: a run that cannot start leaves no folder behind.
         with folder.held(resume=resume, recipe=recipe), signals:
-            _run(trainer, task, batches, validation, resumption, resume=resume)
+            _run(trainer, task, batches, validation, resumption)
         seconds = time.perf_counter() - started
     return Report(
         folder=folder.path,
@@ -319,23 +319,17 @@ def _trainer(settings: TrainSettings, out: Path, callback: Callback) -> Trainer:
 
 
 def _run(
-    trainer: Trainer,
-    task: Task,
-    train: DataLoader[Any],
-    val: DataLoader[Any] | None,
-    resumption: Resumption,
-    *,
-    resume: bool,
+    trainer: Trainer, task: Task, train: DataLoader[Any], val: DataLoader[Any] | None, resumption: Resumption
 ) -> None:
     """Train, and say in our words why it stopped early."""
     last = resumption.folder.last
     task.train()
     try:
-        trainer.fit(task, train, val, ckpt_path=last if resume else None, weights_only=True)
+        trainer.fit(task, train, val, ckpt_path=last if resumption.resume else None, weights_only=True)
     except (Stopped, SIGTERMException) as stop:
         raise Interrupted(f"interrupted {stop}; saved in {last}, go on with --resume") from stop
     except Exception as error:
-        if resume and not resumption.began:  # whatever a damaged state does to who restores it
+        if resumption.resume and not resumption.began:  # whatever a damaged state does to who restores it
             raise resumption.folder.damaged() from error
         if not isinstance(error, (ValueError, OSError)):
             raise

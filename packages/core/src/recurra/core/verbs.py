@@ -48,7 +48,7 @@ class Option:
         metavar: how the help calls an argument.
         listed: a sequence that is written with commas; "none" is the empty one.
         min: least value.
-        max: greatest value; of a whole number 2**32 - 1 where nothing else is said, as of seeds.
+        max: greatest value; of a whole number without one 2**32 - 1.
     """
 
     help: str = ""
@@ -235,7 +235,7 @@ def _command(verb: Callable[..., Any]) -> Callable[..., None]:
     explained = _explained(verb)
     groups: dict[str, type] = {}
     parameters: list[inspect.Parameter] = []
-    most: dict[str, int | float | None] = {}
+    most: dict[str, Any] = {}
     for parameter in known.values():
         annotation, option = _parts(parameter.annotation, explained.get(parameter.name, ""))
         most[parameter.name] = option.max
@@ -272,17 +272,14 @@ def _check_words(words: Sequence[str]) -> None:
     for before, word in zip(("", *words), words, strict=False):
         name, equals, value = word.partition("=")
         if not word or (word.startswith("--") and equals and not value):
-            flag = name if word else before if before.startswith("-") else "an argument"
-            raise UserError(f"{flag} is empty; expected a value")
+            raise UserError(f"{name or (before if before[:1] == '-' else 'an argument')} is empty; expected a value")
 
 
 def _check_number(name: str, value: object, most: int | float | None) -> None:
-    """Refuse a number that no computation can use."""
     flag = f"--{name.replace('_', '-')}"
     if isinstance(value, float) and not math.isfinite(value):
         raise UserError(f"{flag} must be a finite number; got {value}")
-    limit = 2**32 - 1 if most is None else most
-    if isinstance(value, int) and abs(value) > limit:
+    if isinstance(value, int) and abs(value) > (limit := 2**32 - 1 if most is None else most):
         raise UserError(f"{flag} must be at most {limit}; got {str(value)[:40]}")
 
 
