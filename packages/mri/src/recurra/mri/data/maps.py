@@ -3,13 +3,13 @@
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 import torch
 from jaxtyping import Complex
 from torch import Tensor
 
-from recurra.core.hdf5 import open_hdf5
+from recurra.core.errors import FileError
+from recurra.core.hdf5 import dataset, names, open_hdf5, read
 
 _MAP_NAMES = ("sensitivity", "sensitivity_map", "sensitivity_maps", "maps", "espirit_maps")
 
@@ -26,22 +26,24 @@ class MapsFile:
     """
 
     def __init__(self, where: str, shape: tuple[int, int, int, int]) -> None:
-        name, _, dataset = where.partition(":")
+        name, _, title = where.partition(":")
         path = Path(name)
         with open_hdf5(path) as file:
-            dataset = dataset or next((one for one in _MAP_NAMES if one in file), _MAP_NAMES[0])
-            if not isinstance(file.get(dataset), h5py.Dataset):
-                raise ValueError(f"{path}: no dataset {dataset!r}; the file has {', '.join(file) or 'nothing'}")
-            maps: np.ndarray[Any, Any] = np.asarray(file[dataset][()])
-        if maps.dtype.kind not in "fc":
-            raise ValueError(f"{path}: dataset {dataset!r} has type {maps.dtype}; expected complex numbers")
-        if maps.shape not in (shape, shape[1:]):
-            raise ValueError(
-                f"{path}: dataset {dataset!r} has shape {maps.shape}; the k-space needs {shape[1:]} "
-                f"(coil, height, width) or {shape} (slice, coil, height, width)"
-            )
+            title = title or next((one for one in _MAP_NAMES if one in names(file)), _MAP_NAMES[0])
+            stored = dataset(path, file, title, kinds="fcV")
+            compound = {"real", "imag"} <= set(stored.dtype.names or ())  # MATLAB's complex numbers
+            if stored.dtype.kind == "V" and not compound:
+                raise FileError(path, f"dataset {title!r} has type {stored.dtype}; expected complex numbers")
+            if stored.shape not in (shape, shape[1:]):
+                raise FileError(
+                    path,
+                    f"dataset {title!r} has shape {stored.shape}; the k-space needs {shape[1:]} "
+                    f"(coil, height, width) or {shape} (slice, coil, height, width)",
+                )
+            maps: np.ndarray[Any, Any] = read(path, stored, (), f"the dataset {title!r}")
+            maps = maps["real"] + 1j * maps["imag"] if compound else maps
         if not np.isfinite(maps).all():
-            raise ValueError(f"{path}: dataset {dataset!r} has NaN or infinite values; expected numbers")
+            raise FileError(path, f"dataset {title!r} has NaN or infinite values; expected numbers")
         self._maps = torch.from_numpy(maps.astype(np.complex64))
 
     def __call__(self, index: int) -> Complex[Tensor, "coil height width"]:
