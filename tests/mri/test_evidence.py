@@ -522,3 +522,85 @@ def test_complex_images_have_the_phase_of_the_scan(convention: str, make_checkpo
     agreement = np.abs(turn.sum()) / np.abs(turn).sum()
     assert agreement > 0.99
     np.testing.assert_allclose(np.angle(found["complex"])[inside], found["phase"][inside], atol=1e-4)
+
+
+def test_a_seam_is_named_where_another_transform_removes_it(
+    command: Any, make_checkpoint: Any, kspace: Array, tmp_path: Path
+) -> None:
+    file = write(tmp_path / "a.h5", kspace=kspace)
+    line = "leaves a seam through the middle of the image; --fft recentered-ortho is the same transform without it"
+    for convention, said in (("uncentered-ortho", True), ("recentered-ortho", False), ("centered-ortho", False)):
+        model = make_checkpoint(fft=convention)
+        shown = " ".join(command("info", model).stdout.replace("│", " ").split())
+        assert (line in shown) == said, convention
+        (result,) = reconstruct(model, file, tmp_path / convention, maps="rss", quiet=True, preview=False)
+        assert any(line in note for note in result.notes) == said, convention
+
+
+def test_inputs_of_one_name_have_results_of_their_own(kspace: Array, tmp_path: Path) -> None:
+    for factor, folder in ((1, "monday"), (2, "tuesday")):
+        (tmp_path / "scans" / folder).mkdir(parents=True)
+        write(tmp_path / "scans" / folder / "scan.h5", kspace=factor * kspace)
+    results = reconstruct("rim-small", tmp_path / "scans", tmp_path / "out", maps="rss", quiet=True)
+    written = [[str(path.relative_to(tmp_path / "out")) for path in result.outputs] for result in results]
+    assert written == [[f"{day}/scan.h5", f"{day}/scan.png"] for day in ("monday", "tuesday")]
+    one, other = (h5py.File(result.outputs[0])["reconstruction"][()] for result in results)
+    np.testing.assert_allclose(other, 2 * one, rtol=1e-3, atol=1e-3 * one.max())
+    table = evaluate(
+        "rim-small",
+        tmp_path / "scans",
+        baselines=("zero_filled",),
+        undersampling=Undersampling("random", 4.0, 0.3),
+        maps="rss",
+        out=tmp_path / "scores",
+        quiet=True,
+    )
+    assert table.failures == []
+    text = (tmp_path / "scores" / "metrics.csv").read_text()
+    assert text.count("monday/scan.h5") == text.count("tuesday/scan.h5") == 2 * 3
+
+
+def test_repetitions_are_reconstructed_one_by_one(tmp_path: Path) -> None:
+    one = phantom_slice(64, 48, 2, 3, noise=0.01)[0]
+    lines = lines_of(one) + lines_of(3 * one, counters={"repetition": 1})
+    path = write_raw(tmp_path / "r.h5", lines, (64, 48))
+    (result,) = reconstruct("rim-small", path, tmp_path / "out", maps="rss", quiet=True, formats=("fastmri", "dicom"))
+    assert [path.name for path in result.outputs] == [
+        f"r_repetition{n}{end}" for n in (1, 2) for end in (".h5", "_dicom", ".png")
+    ]
+    assert "holds 2 volumes (repetitions), which are kept apart: repetition1, repetition2" in result.notes
+    images = [h5py.File(tmp_path / "out" / f"r_repetition{n}.h5")["reconstruction"][()] for n in (1, 2)]
+    np.testing.assert_allclose(images[1], 3 * images[0], rtol=1e-3, atol=1e-3 * images[1].max())
+    (again,) = reconstruct(
+        "rim-small", path, tmp_path / "out", maps="rss", quiet=True, formats=("fastmri", "dicom"), resume=True
+    )
+    assert (again.outputs, again.seconds) == (
+        [*(p for p in result.outputs if p.suffix != ".png"), *(p for p in result.outputs if p.suffix == ".png")],
+        0.0,
+    )
+    (alone,) = reconstruct(
+        "rim-small", path, tmp_path / "two", maps="rss", quiet=True, preview=False, part="repetition2"
+    )
+    with h5py.File(alone.outputs[0]) as written:
+        np.testing.assert_array_equal(written["reconstruction"][()], images[1])
+
+
+def test_partial_fourier_is_completed_when_asked(tmp_path: Path) -> None:
+    y, x = np.mgrid[-1:1:64j, -1:1:48j]
+    truth = (np.hypot(x / 0.7, y / 0.8) < 1) * (1.0 + 0.3 * np.sin(9 * x)) * np.exp(1j * (0.6 * x + 0.4 * y))
+    axes = (-2, -1)
+    full = np.fft.fftshift(np.fft.fft2(np.fft.ifftshift(truth, axes), norm="ortho"), axes)
+    cut = full.copy()
+    cut[:, 32:] = 0  # two thirds of the columns
+    file = write(tmp_path / "a.h5", kspace=cut[None, None].astype(np.complex64))
+    found = facts(file, coils=1)
+    assert found["partial Fourier"][0] == "67% of the columns, 0 to 31"
+    errors = {}
+    for method in ("zero", "homodyne", "pocs"):
+        (result,) = reconstruct(
+            "rim-small", file, tmp_path / method, coils=1, partial_fourier=method, quiet=True, preview=False
+        )
+        with h5py.File(result.outputs[0]) as written:
+            errors[method] = float(np.linalg.norm(written["reconstruction"][0] - np.abs(truth)))
+    assert errors["pocs"] < 0.7 * errors["zero"]
+    assert errors["homodyne"] < 0.8 * errors["zero"]
