@@ -179,6 +179,19 @@ def test_options_read_from_the_signature(app: typer.Typer) -> None:
     assert CliRunner().invoke(app, ["work", "-o", "r", "--mask", "x", "--factor", "0.5"]).exit_code == 2
 
 
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        ("--seed 1e26", "--seed must be a valid integer; got 1e26"),
+        ("--seed=-1e300", "--seed must be a valid integer; got -1e300"),
+        ("--factor nan", "--factor must be greater than or equal to 1; got nan"),
+    ],
+)
+def test_texts_of_such_numbers_are_one_line(app: typer.Typer, words: str, line: str) -> None:
+    refused = CliRunner().invoke(app, ["work", "-o", "r", "--mask", "x", *words.split()])
+    assert (refused.exit_code, refused.stderr) == (1, f"{line}\n")
+
+
 def test_every_option_is_explained(app: typer.Typer) -> None:
     shown = " ".join(CliRunner().invoke(app, ["work", "--help"]).stdout.split())
     for words in ("Of things, on two lines.", "Look before.", "Its kind.", "How sparse it is. [default: 4.0]"):

@@ -203,9 +203,15 @@ def _group() -> Any:
     class Verbs(TyperGroup):
         def invoke(self, ctx: Any) -> Any:
             caught: BaseException
+            words = [*ctx._protected_args, *ctx.args]
             try:
-                _check_words([*ctx._protected_args, *ctx.args])
+                _check_words(words)
                 return super().invoke(ctx)
+            except typer.BadParameter as error:
+                line = _absurd(error.param.opts[-1] if error.param else "", error.message, words)
+                if not line:  # a usage error, which the library shows
+                    raise
+                caught = error
             except BrokenPipeError:
                 # Whoever read our output has left. Nothing may be written at exit either.
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -330,6 +336,20 @@ def _fields(group: type) -> list[inspect.Parameter]:
             option = dataclasses.replace(option, help=f"{option.help} [default: {field.default}]")
         made.append(_parameter(field.name, annotation, option, None, False))
     return made
+
+
+def _absurd(flag: str, message: str, words: Sequence[str]) -> str:
+    """The line of an option whose value is a number that nothing can use, such as 1e26; nothing for other mistakes."""
+    given = next((words[place + 1] for place, word in enumerate(words[:-1]) if word == flag), None)
+    given = given or next((word.partition("=")[2] for word in words if word.startswith(f"{flag}=")), "")
+    try:
+        number = float(given)
+    except ValueError:
+        return ""
+    if math.isfinite(number) and abs(number) < 2**31:
+        return ""
+    must = re.sub(r", unable to parse .*", "", message.removeprefix("Value error, ").rstrip("."))
+    return f"{flag} {must.replace('Input should be', 'must be')}; got {given}"
 
 
 def _grouped(group: type, given: dict[str, Any]) -> Any:
