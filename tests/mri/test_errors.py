@@ -112,6 +112,13 @@ def test_samples_that_are_no_numbers(
     assert "note: a.h5: slice 1 has 2 samples" in result.stdout
 
 
+@pytest.mark.parametrize("verb", ["reconstruct", "evaluate"])
+def test_a_file_where_results_are_to_go(verb: str, command: Command, checkpoint: Path, volume: Path) -> None:
+    line = f"{volume}: is a file, and --out is a folder for the results; give another"
+    for options in ([], ["--overwrite"]):
+        fails(command, line, verb, checkpoint, volume, "-o", volume, "-q", *options)
+
+
 @pytest.mark.parametrize("skipped", [False, True])
 def test_a_volume_without_a_slice_that_serves(
     command: Command, checkpoint: Path, kspace: NDArray[Any], tmp_path: Path, skipped: bool

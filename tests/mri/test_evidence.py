@@ -478,7 +478,7 @@ def test_inspect_names_what_is_known_and_from_where(kspace: Array, tmp_path: Pat
     assert found["slices, coils"][0] == "2, 3"
     assert found["sampling"] == (
         "undersampled: 18 of 40 columns",
-        "was measured undersampled: 18 of 40 columns hold samples, the others are zero in all coils",
+        "18 of 40 columns hold samples, the others are zero in all coils",
     )
     assert found["acceleration"][0] == f"{37 / 18:.2f}"
     assert found["calibration"][0] == "11 columns"
@@ -583,6 +583,12 @@ def test_repetitions_are_reconstructed_one_by_one(tmp_path: Path) -> None:
     )
     with h5py.File(alone.outputs[0]) as written:
         np.testing.assert_array_equal(written["reconstruction"][()], images[1])
+
+
+def test_a_file_of_one_volume_has_no_parts(kspace: Array, tmp_path: Path) -> None:
+    for path in (write(tmp_path / "a.h5", kspace=kspace), write_raw(tmp_path / "r.h5", lines_of(kspace[0]), (48, 40))):
+        with pytest.raises(ValueError, match="has no part 'echo2'; it holds one volume"):
+            open_volume(path, part="echo2")
 
 
 def test_partial_fourier_is_completed_when_asked(tmp_path: Path) -> None:

@@ -123,6 +123,16 @@ def check_file(path: Path, expected: str = "a file") -> None:
         raise FileError(path, f"is {names.get(stat.S_IFMT(mode), 'a device')}; expected {expected}")
 
 
+def check_folder(path: Path) -> None:
+    """Refuse a file where a folder of results is to be.
+
+    Raises:
+        UserError: it is a file.
+    """
+    if path.exists() and not path.is_dir():
+        raise UserError(f"{path}: is a file, and --out is a folder for the results; give another")
+
+
 def guard_inputs(outputs: Iterable[Path], inputs: Iterable[Path]) -> None:
     """Refuse to write where an input lies, whatever may be overwritten.
 

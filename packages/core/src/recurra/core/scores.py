@@ -9,7 +9,7 @@ from typing import Any
 
 from recurra.core.checkpoint import CONFIG
 from recurra.core.errors import UserError
-from recurra.core.files import open_output, writing
+from recurra.core.files import check_folder, open_output, writing
 from recurra.core.inference import Runs, shard_of
 
 TABLE, MEANS, PICTURE, PICTURES, REPORT = "metrics.csv", "metrics.json", "comparison.png", "pictures", "report.html"
@@ -87,6 +87,7 @@ def check(run: Run) -> None:
         if count > 1 or run.runs.resume:
             raise UserError("--shard and --resume need --out, where the scores of each share are kept")
         return
+    check_folder(run.out)
     if count > 1 and run.runs.overwrite:
         raise UserError(f"--overwrite would remove what other shares left in {run.out}; choose another --out")
     if (run.out / CONFIG).exists():

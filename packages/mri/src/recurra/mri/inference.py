@@ -17,7 +17,7 @@ from torch import Tensor
 from recurra.core.checks import one_of
 from recurra.core.device import PrecisionName, choose_device, in_precision
 from recurra.core.errors import FileError, UserError, blaming, nearest
-from recurra.core.files import find_inputs, guard_inputs, open_output, result_names
+from recurra.core.files import check_folder, find_inputs, guard_inputs, open_output, result_names
 from recurra.core.inference import (
     Origin,
     Result,
@@ -438,6 +438,7 @@ def reconstruct_files(
     _ = how.target
     found = find_inputs(inputs, SUFFIXES, leave_out=[out])
     chosen: Any = tuple(dict.fromkeys(formats))
+    check_folder(out)
     work = _ToFiles(how, out, chosen, preview, result_names(found), runs.overwrite or runs.resume)
     outputs = [output for _, path in share(found, runs.shard) for output in work.outputs(path, how.part)]
     guard_inputs(outputs, [*found, *how.own_files])

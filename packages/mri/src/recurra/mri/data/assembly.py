@@ -96,7 +96,7 @@ class AssembledVolume(Volume):
         keys = np.stack([lines[name][ours] for name in _PARTS], axis=1)
         kinds = np.unique(keys, axis=0)
         names = _part_names(kinds)
-        number = chosen_part(path, names, part)
+        number = chosen_part(path, names if len(kinds) > 1 else (), part)
         chosen = np.flatnonzero(ours)[(keys == kinds[number]).all(1)]
         numbers, firsts, owner = np.unique(lines["slice"][chosen], return_index=True, return_inverse=True)
         order, geometry = _geometry(

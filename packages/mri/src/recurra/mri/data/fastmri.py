@@ -62,7 +62,7 @@ class FastMRIVolume(Volume):
         if coils is not None and shape[1] != coils:
             raise ValueError(f"{path}: dataset 'kspace' has {shape[1]} coils; expected {coils} as given by --coils")
         parts = tuple(f"{FRAME}{number + 1}" for number in range(size.get(FRAME, 1)))
-        self._frame = chosen_part(path, parts, part) if len(parts) > 1 else 0
+        self._frame = chosen_part(path, parts if len(parts) > 1 else (), part)
         remarks = [f"dataset 'kspace' has the axes {', '.join(self._order)}, by {evidence}"] * (
             self._order not in (("slice", "coil", "height", "width"), ("slice", "height", "width"))
         )

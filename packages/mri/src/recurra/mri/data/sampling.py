@@ -94,8 +94,9 @@ def sampling_of(taken: Measured, stored: Mask | None, where: str) -> Sampling:
         rows, columns = int(mask.any(1).sum()), int(mask.any(0).sum())
         height, width = taken.shape
         lines = f"{columns} of {width} columns" if len(mask) == 1 else f"samples in {rows} of {height} rows"
-        remark = f"was measured undersampled: {lines} hold samples, the others are zero in all coils"
-        return Sampling(mask, remark, "" if stored is None else f"{where} keeps every sample, but the file {remark}")
+        evidence = f"{lines} hold samples, the others are zero in all coils"
+        remark = f"{where} keeps every sample, but the file was measured undersampled: {evidence}"
+        return Sampling(mask, evidence, "" if stored is None else remark)
     if not taken.any():  # an empty slice says nothing
         return Sampling(stored, where)
     remark = ""
