@@ -14,6 +14,8 @@ from typing import Any
 from recurra.core.errors import one_line
 
 SECONDS, MEGABYTES = 40, 1000
+_BARE = 250
+"""MB of a process that has only imported what reads the files."""
 OUTCOMES = ("one line", "result", "traceback", "signal", "hang", "memory")
 
 
@@ -112,6 +114,8 @@ def damage(form: Format, good: bytes, kind: str, seed: int, path: Path) -> None:
 def verdict(form: Format, path: Path) -> Verdict:
     """What becomes of a process that uses the file."""
     listen, speak = os.pipe()
+    # A process begins with what its parent has, which grows with the tests before; the file is to answer for the rest.
+    inherited = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") >> 20
     child = os.fork()
     if child == 0:
         os.close(listen)
@@ -127,7 +131,7 @@ def verdict(form: Format, path: Path) -> Verdict:
         os.kill(child, signal.SIGKILL)
     os.close(listen)
     _, status, used = os.wait4(child, 0)
-    ended, memory = os.waitstatus_to_exitcode(status), used.ru_maxrss >> 10
+    ended, memory = os.waitstatus_to_exitcode(status), max(0, (used.ru_maxrss >> 10) - inherited) + _BARE
     if left <= 0:
         return Verdict("hang", f"more than {SECONDS} s", memory)
     if ended < 0:

@@ -361,7 +361,7 @@ class TestPlaces:
     @pytest.mark.parametrize(
         ("positions", "turned", "line"),
         [
-            ([0, 5, 20], None, "the slices are not evenly spaced (between 5 and 15 mm apart)"),
+            ([0, 5, 20], None, "the slices are not evenly spaced along one line (between 5 and 15 mm apart)"),
             ([0, 5, 5], None, "two slices lie at one position (5 mm apart elsewhere)"),
             ([0, 5, 10], 1, "the slices are not parallel to one another"),
         ],

@@ -364,8 +364,9 @@ class TestISMRMRD:
             assert len(volume) == 1
             assert volume.parts == (f"{name}1", f"{name}4")
             assert volume.part == f"{name}1"
-            assert f"{name}s" in volume.attributes
-            assert volume.remarks == [f"holds 2 volumes ({name}s), which are kept apart: {name}1, {name}4"]
+            plural = "echoes" if name == "echo" else f"{name}s"
+            assert plural in volume.attributes
+            assert volume.remarks == [f"holds 2 volumes ({plural}), which are kept apart: {name}1, {name}4"]
         for part, kspace in ((f"{name}1", self.kspace), (f"{name}4", other)):
             np.testing.assert_array_equal(self.read(path, part=part), kspace)
         assert [volume.part for volume in open_parts(path)] == [f"{name}1", f"{name}4"]

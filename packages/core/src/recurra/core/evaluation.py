@@ -259,6 +259,11 @@ def _table(run: Run, done: Sequence[FileRecord], files: int) -> Table:
     return Table(title, columns, rows, files, failures, notes=notes)
 
 
+def _number(unit: object) -> str:
+    """How a unit is called: by its number, or as the domain does."""
+    return f"{unit:g}" if isinstance(unit, (int, float)) else str(unit)
+
+
 def _mean(values: Sequence[float]) -> float:
     import numpy as np
 
@@ -280,7 +285,10 @@ def _write(run: Run, table: Table, done: Sequence[FileRecord]) -> list[Path]:
         (one.file, method, number, *(values.get(name, "") for name in names))
         for one in done
         for method, metrics in one.metrics.items()
-        for number, values in [("all", metrics), *((f"{unit[run.unit]:g}", unit) for unit in one.units.get(method, ()))]
+        for number, values in [
+            ("all", metrics),
+            *((_number(unit[run.unit]), unit) for unit in one.units.get(method, ())),
+        ]
     ]
     with writing(written[0]) as part, part.open("w", newline="", encoding="utf-8") as stream:
         csv.writer(stream).writerows([("file", "method", run.unit, *names), *detailed])

@@ -17,6 +17,7 @@ from typing import TypeVar
 
 from recurra.core.checkpoint import Pretrained
 from recurra.core.errors import Interrupted, UserError, nearest
+from recurra.core.files import check_file
 from recurra.core.processes import Work, outcomes
 
 _Model = TypeVar("_Model", bound=Pretrained)
@@ -90,6 +91,7 @@ class Origin:
 
 def file_digest(path: Path) -> str:
     """Digest of a file's name, which seeds what is drawn for it, and of its bytes."""
+    check_file(path)
     digest = hashlib.sha256(path.name.encode("utf-8", "surrogateescape"))
     with path.open("rb") as stream:
         while block := stream.read(2**20):

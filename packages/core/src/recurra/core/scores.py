@@ -33,7 +33,7 @@ class Scores:
     seconds: dict[str, float]
     count: int
     picture: Any = None
-    units: dict[str, list[dict[str, float]]] = field(default_factory=dict)
+    units: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
 
@@ -72,7 +72,7 @@ class FileRecord:
     count: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
     metrics: dict[str, dict[str, float]] = field(default_factory=dict)
-    units: dict[str, list[dict[str, float]]] = field(default_factory=dict)
+    units: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
 

@@ -101,7 +101,10 @@ class _Scoring:
     def score(self, path: Path, methods: Sequence[Method]) -> Scores:
         """The scores of a file, the mean over its volumes; methods with the same preparation share the slices read."""
         before = {method.name: method.seconds for method in methods}
-        found = [self._score(volume, methods) for volume in self.how.volumes(path)]
+        found, parts = [], []
+        for volume in self.how.volumes(path):
+            found.append(self._score(volume, methods))
+            parts.append(volume.part)
         seconds = {method.name: method.seconds - before[method.name] for method in methods}
         metrics = {
             method.name: {
@@ -115,7 +118,14 @@ class _Scoring:
             seconds,
             sum(one.count for one in found),
             found[0].picture,
-            {method.name: [unit for one in found for unit in one.units[method.name]] for method in methods},
+            {
+                method.name: [
+                    unit if part is None else {**unit, "slice": f"{part} {unit['slice']:g}"}
+                    for part, one in zip(parts, found, strict=True)
+                    for unit in one.units[method.name]
+                ]
+                for method in methods
+            },
             list(dict.fromkeys(note for one in found for note in one.notes)),
         )
 
@@ -127,7 +137,7 @@ class _Scoring:
         label = volume.path.name if volume.part is None else f"{volume.path.name} {volume.part}"
         numbers: list[int] = []
         bad: dict[int, str] | None = {} if self.how.skip_bad_slices else None
-        notes = self.how.remarks(volume)
+        notes: list[str] = []
         reference = None if self.holdout else _Reference(volume, self.metrics, self.scale_reference, notes)
         with progress(len(volume), label, quiet=self.how.quiet) as advance:
             steps = {method.name: method.prepare(volume) for method in methods}
@@ -141,6 +151,7 @@ class _Scoring:
                     pairs[method.name] += compare(volume, batch, method, steps[method.name], reference)
                 numbers += [index for index, _ in batch]
                 advance(len(batch))
+        notes += self.how.remarks(volume)
         if bad:
             notes.append(f"{'; '.join(bad.values())}: left out")
         if not numbers:
@@ -162,7 +173,7 @@ class _Scoring:
 
     def _of_slices(
         self, score: Callable[..., dict[str, float]], numbers: Sequence[int], truths: list[Any], images: list[Any]
-    ) -> list[dict[str, float]]:
+    ) -> list[dict[str, Any]]:
         """The metrics of each slice; the peak of fastMRI's is that of the volume. Empty slices have none."""
         peak: dict[str, float] = {}
         if score is METRICS["fastmri"]:
@@ -242,23 +253,27 @@ class _Reference:
         """The image of a slice."""
         with blaming(self.volume.path):
             stored: np.ndarray | None = self.volume.target(index)
-        undersampled = self.volume.mask is not None
-        if stored is None and undersampled:
+        if stored is None and prepared.undersampled:
             raise FileError(
                 self.volume.path,
-                f"undersampled ({self.volume.found.sampling.evidence}) and without a reference image, nothing to "
+                f"undersampled (slice {index}: {prepared.undersampled}) and without a reference image, nothing to "
                 "compare with; pass --holdout 0.1 to score the prediction of samples that are kept back",
             )
-        if stored is not None and self.factor is not None:
-            return stored * self.factor if self.rescale else stored
         measured: np.ndarray = magnitudes(self.volume, steps, prepared.target[None], prepared.scale[None])[0]
         if stored is None:
             return measured
-        if stored.any() and measured.any():  # found in the first slice that has an image
-            self.factor = self._compared(stored, measured, undersampled)
+        if stored.any() and measured.any():
+            factor = self._compared(index, stored, measured, bool(prepared.undersampled))
+            self.factor = self.factor or factor
+            if not prepared.undersampled and not 1 / _SCALE < factor / self.factor < _SCALE:
+                raise FileError(
+                    self.volume.path,
+                    f"the reference images are not on one scale: that of slice {index} differs from the first by a "
+                    f"factor of {self.factor / factor:.4g}; store them as one volume",
+                )
         return stored * (self.factor or 1.0) if self.rescale else stored
 
-    def _compared(self, stored: np.ndarray, measured: np.ndarray, undersampled: bool) -> float:
+    def _compared(self, index: int, stored: np.ndarray, measured: np.ndarray, undersampled: bool) -> float:
         """What the stored image is to be multiplied by to be on the scale of the k-space's image."""
         one, other = _same_size(stored.astype(np.float64), measured.astype(np.float64))
         turned = {
@@ -277,9 +292,22 @@ class _Reference:
                 f"{_correlation(turned[best], other):.2f} then, and {likeness:.2f} as it is); turn it",
             )
         factor = float((one * other).sum() / (one**2).sum())
+        if not undersampled and likeness < _ALIKE:
+            raise FileError(
+                self.volume.path,
+                f"the reference image of slice {index} is not that of the k-space: their correlation is {likeness:.2f}",
+            )
+        if undersampled and float(np.abs(factor * one - other).max()) < _EQUAL * float(other.max()):
+            raise FileError(
+                self.volume.path,
+                f"the reference image of slice {index} is the zero-filled image of the undersampled k-space, no truth; "
+                "pass --holdout 0.1 to score the prediction of samples that are kept back",
+            )
         # The image of undersampled k-space has lost energy; that of full k-space is the reference, but for noise.
         low, high = (0.25, 2.0) if undersampled else (1 / _SCALE, _SCALE)
         if low < factor < high:
+            return factor
+        if self.factor is not None:  # said of the first slice
             return factor
         line = f"the reference image is on another scale than the k-space: {1 / factor:.4g} times the image of it"
         if undersampled and self.rescale:
@@ -301,6 +329,8 @@ _SCALE = 1.2
 """How far the scales of reference and k-space may differ: crops, filters and noise make some percent."""
 _ALIKE = 0.8
 """Correlation from which an image is that of the k-space."""
+_EQUAL = 1e-3
+"""Share of the maximum by which equal images may differ."""
 
 
 def _correlation(one: np.ndarray, other: np.ndarray) -> float:

@@ -197,7 +197,7 @@ class Reconstruction:
             if generator is not None and raw.mask is not None:
                 raise FileError(
                     volume.path,
-                    f"was measured undersampled ({volume.found.sampling.evidence}); --mask undersamples fully sampled "
+                    f"was measured undersampled (slice {index}: {raw.evidence}); --mask undersamples fully sampled "
                     "files, leave it out",
                 )
             maps = None if given is None else upright(given(index), steps.fft, volume.centered, back=True)
@@ -294,10 +294,7 @@ def _cropped(volume: Volume, images: Tensor, scale: Tensor) -> NDArray[Any]:
     if not torch.isfinite(images).all():
         raise FileError(volume.path, "the reconstruction is not finite; the checkpoint does not fit these data")
     if volume.recon_size is not None:
-        rows, columns = volume.recon_size
-        # Some FLAIR files have fewer columns than their header's matrix: fastMRI then crops to a square of the columns.
-        rows, columns = (rows, columns) if columns <= images.shape[-1] else (images.shape[-1],) * 2
-        images = center_crop(images, (min(rows, images.shape[-2]), columns))
+        images = center_crop(images, volume.recon_size)
     return np.ascontiguousarray(images.numpy())
 
 
@@ -330,6 +327,7 @@ class _ToFiles:
     preview: bool
     names: Mapping[Path, str]
     overwrite: bool = False
+    others: frozenset[Path] = frozenset()
 
     def __call__(self) -> Work[Result]:
         """The work, in the process that does it."""
@@ -375,8 +373,14 @@ class _ToFiles:
         first = numbered[1]
         shape = (len(volume), *first.shape)
         written = self.outputs(volume.path, volume.part)
-        for output in written if volume.part and not self.overwrite else ():
-            open_output(output)
+        guard_inputs(written, [volume.path])
+        for output in written if volume.part else ():
+            if output in self.others and self.how.part is None:
+                raise FileError(
+                    volume.path, f"its {volume.part} would be {output}, the result of another input; give them apart"
+                )
+            if not self.overwrite:
+                open_output(output)
         placed = {"nifti", "dicom"} & set(self.formats)
         affine = volume.image_affine(shape[1:]) if placed else np.eye(4)
         middle, distance = first, len(volume)
@@ -440,6 +444,7 @@ def reconstruct_files(
     chosen: Any = tuple(dict.fromkeys(formats))
     check_folder(out)
     work = _ToFiles(how, out, chosen, preview, result_names(found), runs.overwrite or runs.resume)
+    work = replace(work, others=frozenset(output for path in found for output in work.outputs(path)))
     outputs = [output for _, path in share(found, runs.shard) for output in work.outputs(path, how.part)]
     guard_inputs(outputs, [*found, *how.own_files])
     previews = [picture for _, path in share(found, runs.shard) for picture in work.pictures(path, how.part)]

@@ -35,6 +35,7 @@ class PreparedSlice:
         fft: Fourier convention of its images.
         scale: what the k-space was divided by.
         acceleration: that of the drawn mask; else the share of samples taken, inverted.
+        undersampled: how it is known that the file itself was measured undersampled here; else nothing.
     """
 
     kspace: Complex[Tensor, "coil height width"]
@@ -45,6 +46,7 @@ class PreparedSlice:
     fft: FFTConvention
     scale: Float[Tensor, ""]
     acceleration: float
+    undersampled: str = ""
 
     @cached_property
     def target(self) -> Float[Tensor, "height width"]:

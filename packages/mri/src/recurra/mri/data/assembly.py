@@ -61,6 +61,7 @@ class AssembledVolume(Volume):
         coils: number of coils that the file must have.
         part: name of the echo, repetition and so on to take; the first by default.
         attributes: what else the file says.
+        remarks: what a user should hear.
         facts_of: what is stated of the sequence of an echo, counted from 0.
         measure: the noise of the coils, None without a noise scan; a ValueError says why a scan does not serve.
         about: the other arguments of `Volume`.
@@ -84,6 +85,7 @@ class AssembledVolume(Volume):
         attributes: dict[str, Any] | None = None,
         measure: Callable[[], Noise | None] = lambda: None,
         facts_of: Callable[[int], dict[str, object]] = lambda echo: {},
+        remarks: tuple[str, ...] = (),
         **about: Any,
     ) -> None:
         self._check(path, lines, matrix, center_step, coils)
@@ -112,18 +114,19 @@ class AssembledVolume(Volume):
         if bool((sampled == sampled[:1]).all()):
             sampled = sampled[:1]
         facts = dict(attributes or {})
-        remarks = []
+        said = list(remarks)
         noise = None
         try:
             noise = measure()
         except ValueError as error:
-            remarks.append(f"the noise scan is not used: {str(error).removesuffix('; leave whitening out')}")
+            said.append(f"the noise scan is not used: {str(error).removesuffix('; leave whitening out')}")
         if len(kinds) > 1:
-            what = " and ".join(
-                f"{name}s" for key, name in _PARTS.items() if len(np.unique(kinds[:, [*_PARTS].index(key)])) > 1
-            )
+            varying = [
+                name for name, column in zip(_PARTS.values(), kinds.T, strict=True) if len(np.unique(column)) > 1
+            ]
+            what = " and ".join("echoes" if name == "echo" else f"{name}s" for name in varying)
             facts |= {what.replace(" and ", "_"): f"{names[number]}, one of {', '.join(names)}"}
-            remarks.append(f"holds {len(kinds)} volumes ({what}), which are kept apart: {', '.join(names)}")
+            said.append(f"holds {len(kinds)} volumes ({what}), which are kept apart: {', '.join(names)}")
         _, times = np.unique(np.stack([self._owner, self._lines["step"]]), axis=1, return_counts=True)
         if times.max() > 1:
             facts["averages"] = int(times.max())
@@ -137,7 +140,7 @@ class AssembledVolume(Volume):
             attributes=facts,
             parts=names if len(kinds) > 1 else (),
             part=names[number] if len(kinds) > 1 else None,
-            remarks=tuple(remarks),
+            remarks=tuple(said),
             noise=noise,
             facts=facts_of(int(kinds[number, 0])) | _numbers(kinds, number),
             **about,

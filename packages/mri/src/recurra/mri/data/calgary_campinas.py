@@ -74,5 +74,6 @@ def is_calgary_campinas(file: h5py.File) -> bool:
         and stored.dtype.kind == "f"
         and len(stored.shape or ()) == 4
         and stored.shape[-1] % 2 == 0
+        and stored.shape[-1] // 2 <= min(stored.shape[1:3])  # else the last axis is one of the image
         and "ismrmrd_header" not in names(file)
     )

@@ -97,7 +97,7 @@ class SliceDataset(EpochDataset):
     def __getitem__(self, index: int) -> dict[str, Any]:
         """The sample of a slice."""
         raw = self._source(index)
-        _refuse_undersampled(raw.path, raw.mask, f"slice {raw.index}: samples are zero in all coils")
+        _refuse_undersampled(raw.path, raw.mask, f"slice {raw.index}: {raw.evidence}")
         if not raw.centered and not self.preprocess.fft.startswith("uncentered"):
             raise ValueError(
                 f"{raw.path}: Calgary-Campinas k-space belongs to the plain Fourier transform; "
@@ -219,7 +219,7 @@ def prepare(
         FileError: the mask leaves too few calibration samples, or the maps are of another size.
     """
     try:
-        return steps(
+        prepared = steps(
             raw.kspace,
             generator=generator,
             seed=seed,
@@ -231,6 +231,8 @@ def prepare(
         )
     except ValueError as error:
         raise FileError(raw.path, f"slice {raw.index}: {error}") from error
+    prepared.undersampled = raw.evidence if raw.mask is not None else ""
+    return prepared
 
 
 def sample(prepared: PreparedSlice, file: str, index: int, size: tuple[int, int] | None) -> dict[str, Any]:

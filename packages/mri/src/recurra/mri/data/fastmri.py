@@ -166,8 +166,12 @@ def _by_header(
                 for size, wanted, of, full in zip(matrix, recon, header.recon_fov, header.encoded_fov, strict=False)
             ]
             recon = (min(seen[0], height), min(seen[1], width))
-    # A few FLAIR volumes have fewer columns than their image: then both sides are as many.
-    size = recon if width >= recon[1] else (min(matrix), width)
+    size = recon
+    if width < recon[1]:
+        # A few FLAIR volumes have fewer columns than their image: then both sides are as many. But an image matrix that
+        # the scanner interpolated to shows all rows that were measured.
+        oversampled = header.encoded_fov[0] <= 0 or header.encoded_fov[0] > 1.1 * header.recon_fov[0]
+        size = (min(matrix), width) if oversampled else matrix
     size = (min(size[0], height), size[1])
     limits = _limits(header.padding, width) if header.encoded[:2] == matrix else None
     return size, Geometry(matrix, voxel, evidence=axial), limits

@@ -98,5 +98,6 @@ def unevenness(positions: Vectors, directions: Float64[NDArray[np.float64], "sli
     even = positions[0] + np.arange(len(positions))[:, None] * (positions[-1] - positions[0]) / (len(positions) - 1)
     off = np.linalg.norm(positions - even, axis=1).max()
     if off > max(_STRAIGHT * float(steps.mean()), 10 * _SAME):
-        return f"the slices are not evenly spaced (between {steps.min():.4g} and {steps.max():.4g} mm apart)"
+        apart = f"between {steps.min():.4g} and {steps.max():.4g} mm apart"
+        return f"the slices are not evenly spaced along one line ({apart})"
     return ""

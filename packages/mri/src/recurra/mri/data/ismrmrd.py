@@ -56,6 +56,14 @@ class ISMRMRDVolume(AssembledVolume):
             raise ValueError(f"{path}: has a {header.trajectory} trajectory; expected cartesian")
         heads = _heads(path, self._data)
         lines = _lines(heads)
+        encodings = heads["encoding_space_ref"] if "encoding_space_ref" in (heads.dtype.names or ()) else None
+        remarks: tuple[str, ...] = ()
+        if encodings is not None and len(lines):
+            # The header read here is that of the first encoding; lines of another are of another matrix.
+            other = encodings[lines["source"]] != 0
+            if other.any() and not other.all():
+                lines = lines[~other]
+                remarks = (f"{int(other.sum())} readouts of other encoding spaces than the first are left out",)
         readout = header.needed_readout if remove_oversampling else header.encoded[0]
         steps = header.encoded[1]
         directions = np.stack([heads[name] for name in ("read_dir", "phase_dir", "slice_dir")], axis=-1)
@@ -74,6 +82,7 @@ class ISMRMRDVolume(AssembledVolume):
             recon_size=(header.needed_readout, min(header.recon[1], steps)),
             attributes={"field_of_view_mm": header.recon_fov, "acquisitions": len(heads)},
             facts_of=header.facts,
+            remarks=remarks,
             measure=lambda: self._noise(path, heads, lines),
             whiten=whiten,
         )

@@ -30,9 +30,9 @@ class MapsFile:
         path = Path(name)
         with open_hdf5(path) as file:
             title = title or next((one for one in _MAP_NAMES if one in names(file)), _MAP_NAMES[0])
-            stored = dataset(path, file, title, kinds="fcV")
+            stored = dataset(path, file, title)
             compound = {"real", "imag"} <= set(stored.dtype.names or ())  # MATLAB's complex numbers
-            if stored.dtype.kind == "V" and not compound:
+            if stored.dtype.kind not in "fc" and not compound:
                 raise FileError(path, f"dataset {title!r} has type {stored.dtype}; expected complex numbers")
             if stored.shape not in (shape, shape[1:]):
                 raise FileError(

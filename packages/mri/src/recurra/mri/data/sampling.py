@@ -19,6 +19,8 @@ _EMPTY = 1e-6
 """Of the mean magnitude: what is below it was not measured. Rounding is smaller, noise is larger."""
 _STRAY = 1e-3
 """Share of single empty samples that may be measured zeros; one missing line is more than that."""
+_CONTRARY = 0.05
+"""Share of the samples in which a mask may err in both directions."""
 _MARKED = 10.0
 """How much more energy one of two places must hold to be the zero frequency's."""
 
@@ -110,9 +112,19 @@ def sampling_of(taken: Measured, stored: Mask | None, where: str) -> Sampling:
         mask = stored & ~empty
         if mask_of(np.broadcast_to(mask, taken.shape)) is not None and _inside(empty, taken):
             kind = "columns" if line else "samples"
-            remark = f"{where} keeps {int(empty.sum())} {kind} that are zero in all coils; they count as not measured"
+            remark = f"{remark}; " if remark else ""
+            remark += f"{where} keeps {int(empty.sum())} {kind} that are zero in all coils; they count as not measured"
     if not mask.any():
-        return Sampling(mask, f"{where} keeps only samples that are zero in all coils")
+        raise ValueError(
+            f"{where} keeps only samples that are zero in all coils, and leaves out those that are not; is it inverted?"
+        )
+    kept = taken & stored
+    lost = int((np.broadcast_to(empty, taken.shape) & (_spanned(taken, 1) | _spanned(taken, 0))).sum())
+    if min(int(outside.sum()), lost) > _CONTRARY * kept.sum():
+        raise ValueError(
+            f"{where} and the samples contradict each other: it leaves out {int(outside.sum())} samples that are there "
+            f"and keeps {lost} that are zero in all coils. Is it transposed, flipped or shifted?"
+        )
     if mask_of(np.broadcast_to(mask, taken.shape)) is None:
         return Sampling(None, f"{where} leaves out borders alone")
     return Sampling(mask, where, remark)
@@ -236,16 +248,19 @@ def zero_frequency(
     return None, centre / corner if corner else 1.0
 
 
-def image_in_corner(kspace: Complex64[NDArray[np.complex64], "coil height width"]) -> bool:
-    """Whether the image of k-space whose zero frequency is in the corner has its own middle in the corner too.
+def corner_share(kspace: Complex64[NDArray[np.complex64], "coil height width"]) -> float:
+    """Energy about the corners of the plain transform's image over that about its middle.
 
     Told from low frequencies alone, which are sampled densely: nothing is folded in their image.
+
+    Args:
+        kspace: with the zero frequency in the corner.
     """
     height, width = kspace.shape[1:]
     rows, columns = (np.abs(np.fft.fftfreq(size)) <= 1 / 8 for size in (height, width))
     image = (np.abs(np.fft.ifft2(np.where(rows[:, None] & columns, kspace, 0))) ** 2).sum(0)
     half = slice(height // 4, height - height // 4), slice(width // 4, width - width // 4)
-    return bool(np.fft.fftshift(image)[half].sum() > image[half].sum())
+    return float(np.fft.fftshift(image)[half].sum() / (image[half].sum() or 1.0))
 
 
 def to_centre(

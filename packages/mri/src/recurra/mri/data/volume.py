@@ -22,7 +22,7 @@ from recurra.core.errors import FileError, blaming, nearest
 from recurra.mri.data.geometry import Geometry
 from recurra.mri.data.sampling import (
     Sampling,
-    image_in_corner,
+    corner_share,
     mask_readings,
     measured,
     partial_range,
@@ -35,6 +35,10 @@ from recurra.mri.noise import Noise
 
 _PADDED = 1e-3
 """Of the mean magnitude: columns below it hold nothing that was measured, as in the rule for padded samples."""
+
+
+_PLAIN = 3.0
+"""How much more energy an image must hold about its corners than about its middle to be called rolled."""
 
 
 class BadSlice(FileError):
@@ -50,6 +54,7 @@ class RawSlice:
         index: of the slice.
         kspace: complex64 (coil, height, width), whitened if the file has a noise scan that is used.
         mask: samples taken (1 or height, width); None if it is fully sampled, but for its borders.
+        evidence: how that was found.
         acs_lines: how many central lines the file says are calibration.
         padding: first measured column and first column after those measured.
         recon_size: (rows, columns) that the scanner's own image has.
@@ -61,6 +66,7 @@ class RawSlice:
     index: int
     kspace: NDArray[np.complex64]
     mask: NDArray[np.bool_] | None
+    evidence: str
     acs_lines: int | None
     padding: tuple[int, int] | None
     recon_size: tuple[int, int] | None
@@ -70,13 +76,13 @@ class RawSlice:
 
 @dataclass(frozen=True)
 class Found:
-    """What the samples of a volume say; found in its middle slice.
+    """What the samples of a volume say; found in its middle slice, or the nearest to it that holds samples.
 
     Attributes:
         mask: the file's own mask (1 or slice, 1 or height, width) as its k-space is stored; None if it has none.
         mask_evidence: how its axes were told.
         corner: whether the zero frequency is in the corner of the stored arrays.
-        rolled: whether then the image's middle is in the corner too.
+        rolled: whether the image's middle is in the corner, of the plain or the centred transform.
         origin_evidence: how that was told.
         sampling: that of the middle slice.
         rows: the rows that were measured, if one side of the centre reaches further (asymmetric echo); else None.
@@ -116,6 +122,7 @@ class Volume(ABC):
         noise: of the coils, from a noise scan in the file.
         whiten: whether `slice` gives k-space whose noise is white.
         remarks: what a user should hear about how the file was read.
+        unlike: slices read so far that are undersampled where most are not, or the reverse.
     """
 
     origin_is_known = False
@@ -162,6 +169,7 @@ class Volume(ABC):
         self.axes = axes
         self.parts, self.part = parts, part
         self._remarks = remarks
+        self.unlike: set[int] = set()
         self.facts = facts or {}
         self.noise, self.whiten = noise, whiten and noise is not None
 
@@ -176,7 +184,14 @@ class Volume(ABC):
         Raises:
             ValueError: the file's mask does not serve, or fits in several ways.
         """
-        samples = self._read(len(self) // 2)
+        # The middle slice, or the nearest to it that holds numbers, and more than zeros.
+        middle = len(self) // 2
+        for index in sorted(range(len(self)), key=lambda one: abs(one - middle)):
+            samples = self._read(index)
+            if np.isfinite(samples).all() and samples.any():
+                break
+        else:
+            index, samples = middle, self._read(middle)
         taken = measured(samples)
         mask, evidence = None, ""
         if self.stored_mask is not None and self.origin_is_known:
@@ -194,8 +209,11 @@ class Volume(ABC):
                 origin += "; the samples do not tell"
             else:
                 origin = f"the {place} holds {ratio:.3g} times the energy of the {'centre' if corner else 'corner'}"
-            rolled = corner and image_in_corner(samples)
-        own = None if mask is None else mask[len(self) // 2 if len(mask) > 1 else 0]
+            if corner:
+                rolled = corner_share(samples) > 1
+            elif self.centered:  # such an image is usual in the middle; only what is plain is said
+                rolled = corner_share(np.fft.ifftshift(samples, (-2, -1))) < 1 / _PLAIN
+        own = None if mask is None else mask[index if len(mask) > 1 else 0]
         taken, own = _turned(taken, own, corner)
         sampling = sampling_of(taken, own, self.mask_name)
         pattern = taken if sampling.mask is None else sampling.mask & taken
@@ -225,9 +243,18 @@ class Volume(ABC):
         found, said = self.found, list(self._remarks)
         if found.sampling.remark:
             said.append(found.sampling.remark)
+        if self.unlike:
+            numbers = ", ".join(map(str, sorted(self.unlike)))
+            others = "fully sampled" if found.sampling.mask is None else "undersampled"
+            said.append(f"slices {numbers} are sampled otherwise than the middle one, which is {others}")
         if found.corner:
             said.append(
                 f"the zero frequency is in the corner of the arrays ({found.origin_evidence}); k-space is turned"
+            )
+        elif found.rolled:
+            said.append(
+                "the image lies about the corners of its matrix, as if it had not been shifted before its transform; "
+                "results show it so"
             )
         if self.limits is not None and not found.padding_holds:
             left, right = self.limits
@@ -272,6 +299,8 @@ class Volume(ABC):
             kspace, calibration, found = self.kspace(index), self.calibration(index), self.found
             own = None if found.mask is None else found.mask[index if len(found.mask) > 1 else 0]
             sampling = sampling_of(*_turned(measured(kspace), own, found.corner), self.mask_name)
+            if (sampling.mask is None) != (found.sampling.mask is None) and kspace.any():
+                self.unlike.add(index)
             if found.corner:
                 kspace = to_centre(kspace, found.rolled)
             padding = self.limits if self.limits is not None and is_padding(kspace, self.limits) else None
@@ -283,6 +312,7 @@ class Volume(ABC):
             index=index,
             kspace=kspace,
             mask=sampling.mask,
+            evidence=sampling.evidence,
             acs_lines=self.acs_lines,
             padding=padding,
             recon_size=self.recon_size,
