@@ -144,6 +144,28 @@ class TestSampling:
         one, other = (h5py.File(result.outputs[0])["reconstruction"][()] for result in results)
         np.testing.assert_array_equal(one, other)
 
+    @pytest.mark.parametrize("middle", ["full", "empty", "NaN"])
+    def test_every_slice_answers_for_itself(self, middle: str, kspace: Array, tmp_path: Path) -> None:
+        data = np.where(every(4, WIDTH), np.concatenate([kspace, kspace[:1]]), 0)
+        data[1] = {"full": kspace[1], "empty": 0, "NaN": np.nan}[middle]
+        file = write(tmp_path / "a.h5", kspace=data)
+        table = evaluate("rim-small", file, baselines=("zero_filled",), skip_bad_slices=True, maps="rss", quiet=True)
+        assert table.rows == []
+        assert "undersampled (slice 0: 18 of 40 columns hold samples" in table.failures[0]
+        (result,) = reconstruct("rim-small", file, tmp_path / "out", maps="rss", quiet=True, skip_bad_slices=True)
+        assert any("are sampled otherwise" in note for note in result.notes) == (middle == "full")
+
+    @pytest.mark.parametrize("change", [np.transpose, np.flipud, np.fft.fftshift, np.logical_not])
+    def test_a_mask_of_another_pattern_is_refused(self, change: Any, square: Array, tmp_path: Path) -> None:
+        mask = np.random.default_rng(3).random((40, 40)) < 0.3
+        mask[15:25, 15:25] = True
+        write(tmp_path / "a.h5", kspace=np.where(mask, square, 0), mask=change(mask))
+        with (
+            open_volume(tmp_path / "a.h5") as volume,
+            pytest.raises(ValueError, match=r"contradict each other|inverted"),
+        ):
+            volume.slice(0)
+
 
 class TestMaskAxes:
     def found(self, path: Path, kspace: Array, mask: Array) -> Array:
@@ -314,6 +336,28 @@ class TestZeroFrequency:
             assert volume.found.origin_evidence == "fastMRI files have it there; the samples do not tell"
 
 
+def test_real_numbers_are_no_interleaved_ones(kspace: Array, tmp_path: Path) -> None:
+    for data in (np.abs(kspace), np.concatenate([kspace.real, kspace.imag], 1)):
+        with pytest.raises(ValueError, match="has type float32; expected complex numbers"):
+            open_volume(write(tmp_path / "a.h5", kspace=data))
+
+
+def test_an_interpolated_image_matrix_crops_nothing(kspace: Array, tmp_path: Path) -> None:
+    """As many pixels as rows both ways, in the same field of view."""
+    fov = (float(HEIGHT), float(HEIGHT), 5.0)
+    header = write_header(
+        (HEIGHT, WIDTH, 1), (HEIGHT, HEIGHT, 1), encoded_fov=fov, recon_fov=fov, limits=(WIDTH // 2, WIDTH - 1), coils=3
+    )
+    with open_volume(write(tmp_path / "a.h5", kspace=kspace, ismrmrd_header=header.encode())) as volume:
+        assert volume.recon_size == (HEIGHT, WIDTH)
+
+
+def test_an_image_about_the_corners_is_said(square: Array, tmp_path: Path) -> None:
+    rolled = np.fft.fftshift(np.fft.fft2(image(square), norm="ortho"), (-2, -1))
+    with open_volume(write(tmp_path / "a.h5", kspace=rolled.astype(np.complex64))) as volume:
+        assert volume.remarks[0].startswith("the image lies about the corners of its matrix")
+
+
 # --- places
 
 
@@ -458,6 +502,21 @@ class TestReference:
         table = self.scored(file(change))
         assert table.rows == []
         assert f"the reference image is {name} against the image of the k-space" in table.failures[0]
+
+    def test_of_something_else(self, file: Callable[..., Path]) -> None:
+        rng = np.random.default_rng(0)
+        line = "the reference image of slice 0 is not that of the k-space"
+        assert line in self.scored(file(lambda x: rng.random(x.shape).astype(np.float32))).failures[0]
+        unlike = self.scored(file(lambda x: x / np.array([1, 3], np.float32)[:, None, None]), scale_reference=True)
+        assert "the reference images are not on one scale" in unlike.failures[0]
+
+    def test_the_zero_filled_image_is_no_truth(self, kspace: Array, tmp_path: Path) -> None:
+        data = np.where(every(4, WIDTH), kspace, 0)
+        images = np.sqrt((np.abs(image(data)) ** 2).sum(1)).astype(np.float32)
+        table = evaluate(
+            "rim-small", write(tmp_path / "a.h5", kspace=data, reconstruction_rss=images), maps="rss", quiet=True
+        )
+        assert "is the zero-filled image of the undersampled k-space, no truth" in table.failures[0]
 
 
 # --- inspect, and what is written

@@ -196,7 +196,8 @@ def test_a_mask_in_the_file_wins(idle: Path, phantoms: Array, tmp_path: Path, pl
     np.testing.assert_array_equal(result_of(idle, file, tmp_path / "b"), images)
     (refused,) = reconstruct(idle, file, tmp_path / "c", undersampling=EQUISPACED, quiet=True)
     assert refused.error == (
-        f"{file}: was measured undersampled (slice 0: dataset 'mask'); --mask undersamples fully sampled files, leave it out"
+        f"{file}: was measured undersampled (slice 0: dataset 'mask'); --mask undersamples fully sampled files, "
+        "leave it out"
     )
     expected = combined(measured, acs)
     np.testing.assert_allclose(images, expected, rtol=1e-3, atol=1e-4 * expected.max())
