@@ -9,6 +9,7 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 
 from recurra.mri import Undersampling, evaluate, inspect, reconstruct
@@ -100,6 +101,16 @@ class TestSampling:
         one[..., ::2] *= 1e-9
         assert measured(one).any(0).tolist() == [False, True] * (WIDTH // 2)
         assert measured(kspace[0]).all()
+
+    @pytest.mark.parametrize("size", [(48, 40), (96, 80)])
+    def test_what_a_transform_and_back_leaves_is_not_measured(self, size: tuple[int, int]) -> None:
+        mask = every(4, size[1])
+        full = phantom_slice(*size, COILS, 4, noise=0.003)[0]
+        cut = np.where(mask, full, 0).astype(np.complex64)
+        again = torch.fft.fft2(torch.fft.ifft2(torch.from_numpy(cut))).numpy()
+        assert again[..., ~mask].any()
+        np.testing.assert_array_equal(measured(again), np.broadcast_to(mask, size))
+        assert measured(phantom_slice(*size, COILS, 4, noise=0.0)[0]).all()
 
     def test_mask_and_samples_that_contradict_each_other(self) -> None:
         taken = np.broadcast_to(every(4, WIDTH), (HEIGHT, WIDTH))

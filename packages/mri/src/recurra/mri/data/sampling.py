@@ -17,6 +17,8 @@ from recurra.core.checks import one_of
 
 _EMPTY = 1e-6
 """Of the mean magnitude: what is below it was not measured. Rounding is smaller, noise is larger."""
+_APART, _FAINT = 30.0, 1e-3
+"""How far lines of rounding lie below the next line with samples, and at least below the mean line."""
 _STRAY = 1e-3
 """Share of single empty samples that may be measured zeros; one missing line is more than that."""
 _CONTRARY = 0.05
@@ -57,7 +59,17 @@ def measured(kspace: Complex64[NDArray[np.complex64], "coil height width"]) -> M
     for coil in kspace:  # one by one: the magnitudes of all coils would take half the memory of the k-space
         magnitude += np.abs(coil)
     np.nan_to_num(magnitude, copy=False, posinf=0.0)
-    return np.asarray(magnitude > _EMPTY * magnitude.mean())
+    taken = magnitude > _EMPTY * magnitude.mean()
+    # What a transform to images and back leaves of empty lines is more than that, but far below all lines with samples.
+    for axis in (0, 1):
+        lines = magnitude.mean(axis)
+        ordered = np.sort(lines[lines > 0])
+        if len(ordered) > 1:
+            steps = ordered[1:] / ordered[:-1]
+            low = ordered[int(steps.argmax())]
+            if steps.max() > _APART and low < _FAINT * lines.mean():
+                taken &= np.expand_dims(lines > low, axis)
+    return np.asarray(taken)
 
 
 def mask_of(taken: Measured) -> Mask | None:
