@@ -521,6 +521,20 @@ class TestReference:
         unlike = self.scored(file(lambda x: x / np.array([1, 3], np.float32)[:, None, None]), scale_reference=True)
         assert "the reference images are not on one scale" in unlike.failures[0]
 
+    def test_a_reference_on_its_scale_is_never_scaled(
+        self, kspace: Array, file: Callable[..., Path], tmp_path: Path
+    ) -> None:
+        """Undersampled k-space has less energy than its reference; that is no factor between their scales."""
+        truth = np.sqrt((np.abs(image(kspace)) ** 2).sum(1)).astype(np.float32)
+        data = np.where(every(4, WIDTH), kspace, 0)
+        path = write(tmp_path / "b.h5", kspace=data, reconstruction_rss=truth)
+        tables = [
+            evaluate("rim-small", path, baselines=("zero_filled",), maps="rss", quiet=True, scale_reference=scaled)
+            for scaled in (False, True)
+        ]
+        assert [row[1:4] for row in tables[0].rows] == [row[1:4] for row in tables[1].rows]
+        assert tables[0].failures == tables[1].failures == []
+
     def test_the_zero_filled_image_is_no_truth(self, kspace: Array, tmp_path: Path) -> None:
         data = np.where(every(4, WIDTH), kspace, 0)
         images = np.sqrt((np.abs(image(data)) ** 2).sum(1)).astype(np.float32)

@@ -131,14 +131,13 @@ class _Scoring:
 
     def _score(self, volume: Volume, methods: Sequence[Method]) -> Scores:
         """The scores of a volume; seconds are left out."""
-        compare = self._held_out if self.holdout else self._whole
         score = _kspace_score if self.holdout else METRICS[self.metrics]
         pairs: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {method.name: [] for method in methods}
         label = volume.path.name if volume.part is None else f"{volume.path.name} {volume.part}"
         numbers: list[int] = []
         bad: dict[int, str] | None = {} if self.how.skip_bad_slices else None
         notes: list[str] = []
-        reference = None if self.holdout else _Reference(volume, self.metrics, self.scale_reference, notes)
+        reference = _Reference(volume, self.metrics, self.scale_reference, notes)
         with progress(len(volume), label, quiet=self.how.quiet) as advance:
             steps = {method.name: method.prepare(volume) for method in methods}
             streams = {one: self.how.slices(volume, one, bad=bad) for one in dict.fromkeys(steps.values())}
@@ -146,9 +145,15 @@ class _Scoring:
                 batches = {one: list(islice(stream, self.how.batch_size)) for one, stream in streams.items()}
                 if not any(batches.values()):
                     break
+                # The truth is one for all methods, whatever their transform makes of it.
+                ours, batch = next(iter(batches.items()))
+                truths = [] if self.holdout else [reference(index, one, ours) for index, one in batch]
                 for method in methods:
-                    batch = batches[steps[method.name]]
-                    pairs[method.name] += compare(volume, batch, method, steps[method.name], reference)
+                    own = steps[method.name]
+                    if self.holdout:
+                        pairs[method.name] += self._held_out(volume, batches[own], method, own)
+                    else:
+                        pairs[method.name] += self._whole(volume, batches[own], method, own, truths)
                 numbers += [index for index, _ in batch]
                 advance(len(batch))
         notes += self.how.remarks(volume)
@@ -191,23 +196,16 @@ class _Scoring:
         batch: list[tuple[int, PreparedSlice]],
         method: Method,
         steps: Preprocess,
-        reference: "_Reference | None",
+        truths: Sequence[np.ndarray],
     ) -> list[tuple[np.ndarray, np.ndarray]]:
         """Reference and image of each slice, of one size."""
-        assert reference is not None
         prepared = [one for _, one in batch]
-        truths = [reference(index, one, steps) for index, one in batch]
         image = self._solved(volume, prepared, method, steps)
         scale = torch.stack([one.scale for one in prepared])
         return [_same_size(*pair) for pair in zip(truths, magnitudes(volume, steps, image, scale), strict=True)]
 
     def _held_out(
-        self,
-        volume: Volume,
-        batch: list[tuple[int, PreparedSlice]],
-        method: Method,
-        steps: Preprocess,
-        reference: "_Reference | None",
+        self, volume: Volume, batch: list[tuple[int, PreparedSlice]], method: Method, steps: Preprocess
     ) -> list[tuple[np.ndarray, np.ndarray]]:
         """Held-out samples as measured and as predicted."""
         with blaming(volume.path, ValueError):
@@ -247,7 +245,8 @@ class _Reference:
 
     def __init__(self, volume: Volume, metrics: str, rescale: bool, notes: list[str]) -> None:
         self.volume, self.metrics, self.rescale, self.notes = volume, metrics, rescale, notes
-        self.factor: float | None = None
+        self.first: float | None = None  # scale of the first image, over that of the k-space
+        self.factor = 1.0
 
     def __call__(self, index: int, prepared: PreparedSlice, steps: Preprocess) -> np.ndarray:
         """The image of a slice."""
@@ -264,17 +263,19 @@ class _Reference:
             return measured
         if stored.any() and measured.any():
             factor = self._compared(index, stored, measured, bool(prepared.undersampled))
-            self.factor = self.factor or factor
-            if not prepared.undersampled and not 1 / _SCALE < factor / self.factor < _SCALE:
+            if self.first is None:
+                self.first = factor
+                self._judge(factor, bool(prepared.undersampled))
+            if not prepared.undersampled and not 1 / _SCALE < factor / self.first < _SCALE:
                 raise FileError(
                     self.volume.path,
                     f"the reference images are not on one scale: that of slice {index} differs from the first by a "
-                    f"factor of {self.factor / factor:.4g}; store them as one volume",
+                    f"factor of {self.first / factor:.4g}; store them as one volume",
                 )
-        return stored * (self.factor or 1.0) if self.rescale else stored
+        return stored * self.factor
 
     def _compared(self, index: int, stored: np.ndarray, measured: np.ndarray, undersampled: bool) -> float:
-        """What the stored image is to be multiplied by to be on the scale of the k-space's image."""
+        """What brings the stored image to the scale of the k-space's, once it is known to be one of the same thing."""
         one, other = _same_size(stored.astype(np.float64), measured.astype(np.float64))
         turned = {
             "upside down": np.flip(one, 0),
@@ -303,16 +304,19 @@ class _Reference:
                 f"the reference image of slice {index} is the zero-filled image of the undersampled k-space, no truth; "
                 "pass --holdout 0.1 to score the prediction of samples that are kept back",
             )
+        return factor
+
+    def _judge(self, factor: float, undersampled: bool) -> None:
+        """Refuse another scale where the metrics depend on it, or take the factor where that is asked."""
         # The image of undersampled k-space has lost energy; that of full k-space is the reference, but for noise.
         low, high = (0.25, 2.0) if undersampled else (1 / _SCALE, _SCALE)
         if low < factor < high:
-            return factor
-        if self.factor is not None:  # said of the first slice
-            return factor
+            return
         line = f"the reference image is on another scale than the k-space: {1 / factor:.4g} times the image of it"
         if undersampled and self.rescale:
             raise FileError(self.volume.path, f"{line}; undersampled k-space does not say by which factor")
         if self.rescale:
+            self.factor = factor
             self.notes.append(f"{line}; it is divided by that")
         elif self.metrics == "scale_invariant":
             self.notes.append(f"{line}; these metrics do not depend on it")
@@ -322,7 +326,6 @@ class _Reference:
                 f"{line}; {self.metrics} metrics depend on the scale. Pass --scale-reference to divide by that, or "
                 "--metrics scale_invariant",
             )
-        return factor
 
 
 _SCALE = 1.2
