@@ -166,6 +166,16 @@ class TestSampling:
         (result,) = reconstruct("rim-small", file, tmp_path / "out", maps="rss", quiet=True, skip_bad_slices=True)
         assert any("are sampled otherwise" in note for note in result.notes) == (middle == "full")
 
+    def test_a_mask_of_the_centre_is_applied_to_full_kspace(self, kspace: Array, tmp_path: Path) -> None:
+        """It leaves out borders alone, but these hold samples: somebody wants them left out."""
+        mask = np.zeros(WIDTH, bool)
+        mask[10:30] = True
+        for data, expected in ((kspace, mask[None]), (np.where(mask, kspace, 0), None)):
+            with open_volume(write(tmp_path / "a.h5", kspace=data, mask=mask)) as volume:
+                found = volume.slice(0)
+                np.testing.assert_array_equal(found.mask, expected)
+                assert bool(volume.remarks) == (expected is not None)
+
     @pytest.mark.parametrize("change", [np.transpose, np.flipud, np.fft.fftshift, np.logical_not])
     def test_a_mask_of_another_pattern_is_refused(self, change: Any, square: Array, tmp_path: Path) -> None:
         mask = np.random.default_rng(3).random((40, 40)) < 0.3
@@ -667,6 +677,23 @@ def test_repetitions_are_reconstructed_one_by_one(tmp_path: Path) -> None:
     )
     with h5py.File(alone.outputs[0]) as written:
         np.testing.assert_array_equal(written["reconstruction"][()], images[1])
+
+
+def test_every_slice_is_completed_by_its_own_lines(tmp_path: Path) -> None:
+    """The middle slice is whole, the others are not."""
+    data = np.stack([phantom_slice(64, 48, 1, (6, n), noise=0.0)[0] for n in range(3)])
+    data[0, ..., 32:] = data[2, ..., 32:] = 0
+    file = write(tmp_path / "a.h5", kspace=data)
+    images = {}
+    for method in ("zero", "pocs"):
+        (result,) = reconstruct(
+            "rim-small", file, tmp_path / method, coils=1, partial_fourier=method, quiet=True, preview=False
+        )
+        with h5py.File(result.outputs[0]) as written:
+            images[method] = written["reconstruction"][()]
+    change = [np.abs(a - b).max() / a.max() for a, b in zip(images["zero"], images["pocs"], strict=True)]
+    assert change[1] < 1e-5
+    assert min(change[0], change[2]) > 1e-2
 
 
 def test_a_file_of_one_volume_has_no_parts(kspace: Array, tmp_path: Path) -> None:

@@ -197,8 +197,8 @@ class Reconstruction:
             if generator is not None and raw.mask is not None:
                 raise FileError(
                     volume.path,
-                    f"was measured undersampled (slice {index}: {raw.evidence}); --mask undersamples fully sampled "
-                    "files, leave it out",
+                    f"was measured undersampled (slice {index}: {raw.sampling.evidence}); --mask undersamples fully "
+                    "sampled files, leave it out",
                 )
             maps = None if given is None else upright(given(index), steps.fft, volume.centered, back=True)
             yield index, prepare(raw, steps, generator=generator, seed=seed, sensitivity=maps)
@@ -218,12 +218,12 @@ class Reconstruction:
             if (self.image, self.partial_fourier) == ("magnitude", "zero"):
                 made = magnitudes(volume, self.steps, image, scale)
             else:
-                made = self._complex(volume, image, scale)
+                made = self._complex(volume, image, prepared)
             yield from zip((index for index, _ in batch), made, strict=True)
             advance(len(batch))
 
     def _complex(
-        self, volume: Volume, images: Tensor, scale: Tensor
+        self, volume: Volume, images: Tensor, slices: Sequence[PreparedSlice]
     ) -> Complex64[NDArray[np.complex64], "slice row column"]:
         """Complex images of a volume in the file's own scale, upright, completed if that is wanted, and cropped."""
         if not images.is_complex():
@@ -232,9 +232,13 @@ class Reconstruction:
         # Under its own convention an image may carry a checkerboard phase; that is no phase of the scan.
         centered = ifft(fft(images.cpu(), self.steps.fft), "centered-ortho")
         with blaming(volume.path, ValueError):
-            rows, columns = volume.found.rows, volume.found.columns
-            centered = complete(centered, rows=rows, columns=columns, method=self.partial_fourier)
-        return _cropped(volume, upright(centered, "centered-ortho", volume.centered), scale)
+            done = [
+                complete(image, rows=one.sampling.rows, columns=one.sampling.columns, method=self.partial_fourier)
+                for image, one in zip(centered, slices, strict=True)
+                if one.sampling is not None
+            ]
+        scale = torch.stack([one.scale for one in slices])
+        return _cropped(volume, upright(torch.stack(done), "centered-ortho", volume.centered), scale)
 
     def remarks(self, volume: Volume) -> list[str]:
         """What a user should hear about how a volume was read and what is made of it; a line each."""

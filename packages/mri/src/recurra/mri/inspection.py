@@ -103,7 +103,7 @@ def _sampling(volume: Volume) -> Iterator[Fact]:
         yield Fact("slices sampled otherwise", ", ".join(others), f"compared with slice {len(volume) // 2}")
     if bad:
         yield Fact("slices that do not serve", "; ".join(bad), "all slices were read")
-    for axis, size, lines in (("rows", height, found.rows), ("columns", width, found.columns)):
+    for axis, size, lines in (("rows", height, sampling.rows), ("columns", width, sampling.columns)):
         if lines is not None:
             share = f"{len(lines) / size:.0%} of the {axis}, {lines.start} to {lines.stop - 1}"
             evidence = "the outermost samples; zero-filled, unless --partial-fourier says otherwise"

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from recurra.core.checks import one_of
+from recurra.mri.data.sampling import Sampling
 from recurra.mri.masks import MaskGenerator, Seed
 from recurra.mri.models.reconstructor import Maps, Scaling
 from recurra.mri.operators import FFTConvention, ifft, rss, sense_reduce
@@ -35,7 +36,7 @@ class PreparedSlice:
         fft: Fourier convention of its images.
         scale: what the k-space was divided by.
         acceleration: that of the drawn mask; else the share of samples taken, inverted.
-        undersampled: how it is known that the file itself was measured undersampled here; else nothing.
+        sampling: that of the file, if it comes from one.
     """
 
     kspace: Complex[Tensor, "coil height width"]
@@ -46,7 +47,12 @@ class PreparedSlice:
     fft: FFTConvention
     scale: Float[Tensor, ""]
     acceleration: float
-    undersampled: str = ""
+    sampling: Sampling | None = None
+
+    @property
+    def undersampled(self) -> str:
+        """How it is known that the file itself was measured undersampled here; else nothing."""
+        return "" if self.sampling is None or self.sampling.mask is None else self.sampling.evidence
 
     @cached_property
     def target(self) -> Float[Tensor, "height width"]:

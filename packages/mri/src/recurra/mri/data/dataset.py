@@ -97,7 +97,7 @@ class SliceDataset(EpochDataset):
     def __getitem__(self, index: int) -> dict[str, Any]:
         """The sample of a slice."""
         raw = self._source(index)
-        _refuse_undersampled(raw.path, raw.mask, f"slice {raw.index}: {raw.evidence}")
+        _refuse_undersampled(raw.path, raw.mask, f"slice {raw.index}: {raw.sampling.evidence}")
         if not raw.centered and not self.preprocess.fft.startswith("uncentered"):
             raise ValueError(
                 f"{raw.path}: Calgary-Campinas k-space belongs to the plain Fourier transform; "
@@ -231,7 +231,7 @@ def prepare(
         )
     except ValueError as error:
         raise FileError(raw.path, f"slice {raw.index}: {error}") from error
-    prepared.undersampled = raw.evidence if raw.mask is not None else ""
+    prepared.sampling = raw.sampling
     return prepared
 
 

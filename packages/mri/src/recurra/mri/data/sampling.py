@@ -4,8 +4,8 @@ A mask beside k-space says what somebody meant; zeros in all coils are what was 
 they contradict each other the samples decide.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -38,11 +38,15 @@ class Sampling:
         mask: samples taken (1 or height, width); None for all, but for borders that were never measured.
         evidence: how that was found.
         remark: what a user should hear, or nothing.
+        rows: the rows that were measured, if one side of the centre reaches further (asymmetric echo); else None.
+        columns: the same of the columns (partial Fourier).
     """
 
     mask: Mask | None
     evidence: str
     remark: str = ""
+    rows: range | None = None
+    columns: range | None = None
 
     @property
     def acceleration(self) -> float:
@@ -99,7 +103,17 @@ def sampling_of(taken: Measured, stored: Mask | None, where: str) -> Sampling:
         taken: samples that are there.
         stored: the file's mask (1 or height, width).
         where: what the mask is called, e.g. "dataset 'mask'".
+
+    Raises:
+        ValueError: the mask and the samples contradict each other.
     """
+    found = _pattern(taken, stored, where)
+    used = taken if found.mask is None else found.mask & taken
+    return replace(found, rows=partial_range(used, "rows"), columns=partial_range(used, "columns"))
+
+
+def _pattern(taken: Measured, stored: Mask | None, where: str) -> Sampling:
+    """The sampling of a slice, without what its outermost samples say."""
     if stored is None or stored.all():
         mask = mask_of(taken)
         whole = "every line has samples" if stored is None else f"{where} keeps every sample"
@@ -137,7 +151,7 @@ def sampling_of(taken: Measured, stored: Mask | None, where: str) -> Sampling:
             f"{where} and the samples contradict each other: it leaves out {int(outside.sum())} samples that are there "
             f"and keeps {lost} that are zero in all coils. Is it transposed, flipped or shifted?"
         )
-    if mask_of(np.broadcast_to(mask, taken.shape)) is None:
+    if mask_of(np.broadcast_to(mask, taken.shape)) is None and not outside.any():
         return Sampling(None, f"{where} leaves out borders alone")
     return Sampling(mask, where, remark)
 
@@ -165,7 +179,7 @@ def mask_readings(
 
 
 def resolve_mask(
-    path: Path, stored: NDArray[Any], shape: tuple[int, ...], taken: Callable[[int], Measured], where: str
+    path: Path, stored: NDArray[Any], shape: tuple[int, ...], taken: Measured, index: int, where: str
 ) -> tuple[Bool[NDArray[np.bool_], "slice row width"], str]:
     """A stored mask as (1 or slice, 1 or height, width), and how its axes were told.
 
@@ -176,7 +190,8 @@ def resolve_mask(
         path: the file, for errors.
         stored: as it is in the file.
         shape: of the k-space (slice, coil, height, width).
-        taken: the samples that are there, of a slice.
+        taken: the samples that are there, of a slice that is not empty.
+        index: of that slice.
         where: what the mask is called.
 
     Raises:
@@ -187,12 +202,10 @@ def resolve_mask(
     if len(readings) == 1 or stored.all():
         name, mask = next(iter(readings.items()))
         return mask, f"its shape {stored.shape}"
-    index = shape[0] // 2
-    there = taken(index)
     fitting = {
         name: mask
         for name, mask in readings.items()
-        if not (there & ~np.broadcast_to(mask[index if len(mask) > 1 else 0], there.shape)).any()
+        if not (taken & ~np.broadcast_to(mask[index if len(mask) > 1 else 0], taken.shape)).any()
     }
     if len(fitting) == 1:
         name, mask = next(iter(fitting.items()))

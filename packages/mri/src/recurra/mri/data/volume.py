@@ -25,7 +25,6 @@ from recurra.mri.data.sampling import (
     corner_share,
     mask_readings,
     measured,
-    partial_range,
     resolve_mask,
     sampling_of,
     to_centre,
@@ -53,8 +52,7 @@ class RawSlice:
         path: the file.
         index: of the slice.
         kspace: complex64 (coil, height, width), whitened if the file has a noise scan that is used.
-        mask: samples taken (1 or height, width); None if it is fully sampled, but for its borders.
-        evidence: how that was found.
+        sampling: what was sampled, and how that is known.
         acs_lines: how many central lines the file says are calibration.
         padding: first measured column and first column after those measured.
         recon_size: (rows, columns) that the scanner's own image has.
@@ -65,13 +63,17 @@ class RawSlice:
     path: Path
     index: int
     kspace: NDArray[np.complex64]
-    mask: NDArray[np.bool_] | None
-    evidence: str
+    sampling: Sampling
     acs_lines: int | None
     padding: tuple[int, int] | None
     recon_size: tuple[int, int] | None
     centered: bool
     calibration: NDArray[np.complex64] | None
+
+    @property
+    def mask(self) -> NDArray[np.bool_] | None:
+        """Samples taken (1 or height, width); None if the slice is fully sampled, but for its borders."""
+        return self.sampling.mask
 
 
 @dataclass(frozen=True)
@@ -85,8 +87,6 @@ class Found:
         rolled: whether the image's middle is in the corner, of the plain or the centred transform.
         origin_evidence: how that was told.
         sampling: that of the middle slice.
-        rows: the rows that were measured, if one side of the centre reaches further (asymmetric echo); else None.
-        columns: the same of the columns (partial Fourier).
         padding_holds: whether the columns that the header calls padding are empty.
     """
 
@@ -96,8 +96,6 @@ class Found:
     rolled: bool
     origin_evidence: str
     sampling: Sampling
-    rows: range | None
-    columns: range | None
     padding_holds: bool
 
 
@@ -198,9 +196,7 @@ class Volume(ABC):
             mask, evidence = self.stored_mask, self.mask_name
         elif self.stored_mask is not None:
             shape = (len(self), *self.shape[1:])
-            mask, evidence = resolve_mask(
-                self.path, self.stored_mask, shape, lambda index: measured(self._read(index)), self.mask_name
-            )
+            mask, evidence = resolve_mask(self.path, self.stored_mask, shape, taken, index, self.mask_name)
         corner, rolled, origin = False, False, f"{self.format} files have it there"
         if not self.origin_is_known:
             place, ratio = zero_frequency(samples)
@@ -216,11 +212,9 @@ class Volume(ABC):
         own = None if mask is None else mask[index if len(mask) > 1 else 0]
         taken, own = _turned(taken, own, corner)
         sampling = sampling_of(taken, own, self.mask_name)
-        pattern = taken if sampling.mask is None else sampling.mask & taken
-        rows, columns = partial_range(pattern, "rows"), partial_range(pattern, "columns")
         arranged = np.fft.fftshift(samples, (-2, -1)) if corner else samples
         holds = self.limits is not None and is_padding(arranged, self.limits)
-        return Found(mask, evidence, corner, rolled, origin, sampling, rows, columns, holds)
+        return Found(mask, evidence, corner, rolled, origin, sampling, holds)
 
     @property
     def mask(self) -> Bool[NDArray[np.bool_], "row width"] | None:
@@ -311,8 +305,7 @@ class Volume(ABC):
             path=self.path,
             index=index,
             kspace=kspace,
-            mask=sampling.mask,
-            evidence=sampling.evidence,
+            sampling=sampling,
             acs_lines=self.acs_lines,
             padding=padding,
             recon_size=self.recon_size,
