@@ -17,7 +17,7 @@ from recurra.mri.data import open_volume
 from recurra.mri.data.geometry import slice_order, unevenness
 from recurra.mri.data.header import write_header
 from recurra.mri.data.phantom import phantom_slice
-from recurra.mri.data.sampling import mask_of, measured, sampling_of
+from recurra.mri.sampling import mask_of, measured, sampling_of
 from tests.mri.test_formats import Line, image, lines_of, random_kspace, write_raw
 
 Array = NDArray[Any]

@@ -8,10 +8,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from recurra.mri.data.sampling import partial_range
 from recurra.mri.masks import MASKS
 from recurra.mri.operators import fft, ifft
 from recurra.mri.partial_fourier import complete
+from recurra.mri.sampling import partial_range
 
 Axis = Literal["rows", "columns"]
 

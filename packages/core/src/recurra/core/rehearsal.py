@@ -12,7 +12,6 @@ from typing import NoReturn
 
 from recurra.core.errors import one_line
 
-
 _PATIENCE = 60
 """Seconds that a child may take beside those it works."""
 

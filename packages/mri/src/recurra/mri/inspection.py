@@ -10,8 +10,8 @@ from recurra.core.errors import blaming
 from recurra.core.inspection import Fact
 from recurra.mri.data import Volume
 from recurra.mri.data.reading import open_parts
-from recurra.mri.data.sampling import measured, sampling_of
 from recurra.mri.data.volume import BadSlice
+from recurra.mri.sampling import measured, sampling_of
 
 
 def facts_of(path: Path, *, coils: int | None, axes: str | None, part: str | None, whiten: bool) -> Iterator[Fact]:

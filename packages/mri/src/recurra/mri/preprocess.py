@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from recurra.core.checks import one_of
-from recurra.mri.data.sampling import Sampling
 from recurra.mri.masks import MaskGenerator, Seed
 from recurra.mri.models.reconstructor import Maps, Scaling
 from recurra.mri.operators import FFTConvention, ifft, rss, sense_reduce
+from recurra.mri.sampling import Sampling
 from recurra.mri.sensitivity import acs_rectangle, espirit_maps, rss_maps, unit_maps
 
 

@@ -162,7 +162,8 @@ def reconstruct(
         Interrupted: Ctrl-C; its text says how many files are done.
     """
     from recurra.core.inference import Runs
-    from recurra.mri.inference import Reconstruction, reconstruct_files
+    from recurra.mri.inference import Reconstruction
+    from recurra.mri.reconstruction import reconstruct_files
 
     how = Reconstruction(
         checkpoint,

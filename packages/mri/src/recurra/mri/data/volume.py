@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 
 from recurra.core.errors import FileError, blaming, nearest
 from recurra.mri.data.geometry import Geometry
-from recurra.mri.data.sampling import (
+from recurra.mri.noise import Noise
+from recurra.mri.sampling import (
     Sampling,
     corner_share,
     mask_readings,
@@ -30,7 +31,6 @@ from recurra.mri.data.sampling import (
     to_centre,
     zero_frequency,
 )
-from recurra.mri.noise import Noise
 
 _PADDED = 1e-3
 """Of the mean magnitude: columns below it hold nothing that was measured, as in the rule for padded samples."""
