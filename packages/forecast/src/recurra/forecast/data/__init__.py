@@ -1,0 +1,1 @@
+"""Tables of series, their time axes and windows."""
