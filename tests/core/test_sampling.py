@@ -184,3 +184,4 @@ def test_schedules() -> None:
     assert factors("Step", [0, 5, 10, 19, 20, 40], every=20, factor=0.2, warmup=10) == pytest.approx(
         [1 / 3, 2 / 3, 1, 1, 0.2, 0.04]
     )
+    assert factors("PerEpoch", [0, 19, 20, 40], epoch=10, factor=0.9) == pytest.approx([1, 1, 0.9, 0.9**3])

@@ -462,6 +462,24 @@ def test_failed_save_leaves_the_last_state(tmp_path: Path, monkeypatch: pytest.M
     assert [path.name for path in (tmp_path / "run" / "last").iterdir()] == ["state.ckpt"]
 
 
+def test_a_training_that_gets_no_better_stops_early(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    worse = iter([3.0, 2.0, 2.5, 2.0, 2.25, 1.0])
+    monkeypatch.setattr(LineTask, "validation_step", lambda self, batch, index: {"error": torch.full((2,), self.told)})
+    monkeypatch.setattr(LineTask, "on_train_epoch_start", lambda self: setattr(self, "told", next(worse)))
+    report = train(tmp_path / "run", epochs=6, patience=3)
+    assert report.epochs == 5
+    assert report.best["epoch"] == 2
+    assert "no better model in 3 validations; best is epoch 2" in (tmp_path / "run" / "log.txt").read_text()
+
+
+def test_a_schedule_may_go_by_epochs(tmp_path: Path) -> None:
+    task = LineTask(Line(), optimizer={"name": "SGD", "lr": 1.0}, scheduler={"name": "PerEpoch", "factor": 0.1})
+    settings = TrainSettings(epochs=4, batch_size=2, device="cpu")
+    report = fit(task, point_data(), settings, tmp_path / "run", quiet=True)
+    # What is recorded is the rate of the step that comes next.
+    assert [row["learning_rate"] for row in report.history] == pytest.approx([1, 0.1, 0.01, 0.001])
+
+
 def test_metric_that_decides_must_be_there(tmp_path: Path) -> None:
     task = LineTask(Line())
     task.monitor = "ssim"
@@ -475,6 +493,7 @@ def test_metric_that_decides_must_be_there(tmp_path: Path) -> None:
         ({}, "a.yaml: train: give epochs or steps, one of both; got epochs=None, steps=None"),
         ({"epochs": 1, "steps": 1}, "a.yaml: train: give epochs or steps, one of both; got epochs=1, steps=1"),
         ({"epochs": 0}, "a.yaml: train: epochs must be at least 1; got 0"),
+        ({"epochs": 1, "patience": 0}, "a.yaml: train: patience must be at least 1; got 0"),
         ({"epochs": 1, "clip": -1.0}, "a.yaml: train: clip must be positive; got -1.0"),
         ({"epochs": 1, "precision": "fp8"}, "a.yaml: train.precision must be one of 32, bf16, fp16; got 'fp8'"),
         ({"epoch": 1}, "a.yaml: train.epoch: TrainSettings has no such option (did you mean epochs?)"),

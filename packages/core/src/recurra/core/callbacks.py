@@ -210,14 +210,17 @@ class Records(Callback):
         folder: receives them.
         losses: of the training.
         averages: of the validation.
+        patience: stop after so many validations in a row without a better model; None for never.
 
     Attributes:
         history: one row an epoch.
         best: values of the best model.
     """
 
-    def __init__(self, folder: RunFolder, losses: LossWatch, averages: Averages) -> None:
-        self.folder, self.losses, self.averages = folder, losses, averages
+    def __init__(
+        self, folder: RunFolder, losses: LossWatch, averages: Averages, *, patience: int | None = None
+    ) -> None:
+        self.folder, self.losses, self.averages, self.patience = folder, losses, averages, patience
         self.history: list[Row] = []
         self.best: Row = {}
 
@@ -266,6 +269,15 @@ class Records(Callback):
             logger.log_metrics(self.history[-1], step=trainer.global_step)
         values = ", ".join(f"{key} {value:.5g}" for key, value in list(self.history[-1].items())[2:])
         self.folder.say(f"epoch {row['epoch']}, step {row['step']}: {values}")
+        self._stop_if_no_better(trainer, pl_module)
+
+    def _stop_if_no_better(self, trainer: Trainer, task: Any) -> None:
+        """Stop when the last `patience` validations brought no better model: the history decides, of a resumed run too."""
+        name, best = self.monitor(task), self.best.get("epoch", 0)
+        since = [row for row in self.history if row["epoch"] > best and (name == "loss" or name in row)]
+        if self.patience is not None and len(since) >= self.patience and not trainer.should_stop:
+            self.folder.say(f"stopped early: no better model in {self.patience} validations; best is epoch {best}")
+            trainer.should_stop = True
 
     def _keep_if_best(self, trainer: Trainer, pl_module: LightningModule, values: Row) -> None:
         """Save the model if it is the best so far."""

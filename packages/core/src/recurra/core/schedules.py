@@ -79,10 +79,16 @@ def steps(
     return lambda step: factor ** (step // every) * (start + (1 - start) * min(1.0, step / ramp) if ramp else 1.0)
 
 
+def per_epoch(*, total: int, epoch: int, factor: float = 0.5, hold: int = 2) -> Factor:
+    """Times `factor` after every epoch, from the end of epoch `hold` on."""
+    return lambda step: factor ** max(0, step // max(1, epoch) + 1 - hold)
+
+
 OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {"Adam": adam, "AdamW": adamw, "SGD": sgd}
 SCHEDULES: dict[str, Callable[..., Factor]] = {
     "none": constant,
     "InverseSquareRoot": inverse_square_root,
     "Cosine": cosine,
     "Step": steps,
+    "PerEpoch": per_epoch,
 }

@@ -1,6 +1,7 @@
 """The training engine: Lightning's Trainer, our batches, our laws of seed and resume, one folder a run."""
 
 import importlib.util
+import inspect
 import logging
 import os
 import time
@@ -49,6 +50,7 @@ class Task(LightningModule):
         where: name of the recipe, for error messages.
         metadata: goes into the checkpoint (recipe, training data).
         total_steps: optimizer steps of the whole training; `fit` sets it.
+        epoch_steps: optimizer steps of an epoch; `fit` sets it.
     """
 
     monitor = "loss"
@@ -67,14 +69,17 @@ class Task(LightningModule):
         self.scheduler = scheduler
         self.where = "recipe"
         self.metadata: dict[str, Any] = {}
-        self.total_steps = 1
+        self.total_steps = self.epoch_steps = 1
 
     def configure_optimizers(self) -> Any:
         """The optimizer and, stepped with it, the schedule."""
         trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         optimizer = build(OPTIMIZERS, self.optimizer or {"name": "Adam"}, f"{self.where}: optimizer", params=trained)
         section = self.scheduler or {"name": "none"}
-        factor = build(SCHEDULES, section, f"{self.where}: scheduler", total=self.total_steps)
+        lengths = {"total": self.total_steps}
+        if "epoch" in inspect.signature(SCHEDULES.get(str(section.get("name")), SCHEDULES["none"])).parameters:
+            lengths["epoch"] = self.epoch_steps
+        factor = build(SCHEDULES, section, f"{self.where}: scheduler", **lengths)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
@@ -100,6 +105,7 @@ class TrainSettings:
         accumulate: in how many passes a batch is computed, to save memory.
         seed: of initial order, noise and masks.
         validate_every: validate after so many epochs.
+        patience: stop after so many validations in a row without a better model.
         device: auto, cpu, cuda or cuda:INDEX.
         devices: how many devices on this machine.
         nodes: how many machines.
@@ -114,6 +120,7 @@ class TrainSettings:
     accumulate: int = 1
     seed: int = 0
     validate_every: int = 1
+    patience: int | None = None
     device: str = "auto"
     devices: int = 1
     nodes: int = 1
@@ -127,7 +134,7 @@ class TrainSettings:
         """
         if (self.epochs is None) == (self.steps is None):
             raise ValueError(f"give epochs or steps, one of both; got epochs={self.epochs}, steps={self.steps}")
-        for name in ("epochs", "steps", "batch_size", "accumulate", "validate_every", "devices", "nodes"):
+        for name in ("epochs", "steps", "batch_size", "accumulate", "validate_every", "patience", "devices", "nodes"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1; got {value}")
@@ -263,7 +270,7 @@ def fit(
     """
     folder, signals = RunFolder(Path(out), quiet=quiet), StopSignals()
     losses, averages = LossWatch(), Averages()
-    records = Records(folder, losses, averages)
+    records = Records(folder, losses, averages, patience=settings.patience)
     with _quiet_lightning():
         folder.check(resume=resume, overwrite=overwrite, recipe=recipe)
         resumption = Resumption(folder, signals, resume=resume)
@@ -275,7 +282,8 @@ def fit(
         order: Any = batches.batch_sampler
         validation = validation_loader(data, **shared)
         averages.batches = getattr(validation, "batch_sampler", None)
-        task.total_steps = settings.steps or -(-len(batches) // settings.accumulate) * (settings.epochs or 1)
+        task.epoch_steps = -(-len(batches) // settings.accumulate)
+        task.total_steps = settings.steps or task.epoch_steps * (settings.epochs or 1)
         started, first = time.perf_counter(), 0
         if resume:
             epoch, done, first = folder.position()
