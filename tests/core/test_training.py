@@ -635,3 +635,36 @@ def test_ctrl_c_saves_and_says_how_to_resume(tmp_path: Path) -> None:
     assert train_plainly(tmp_path / "run", epochs=epochs, resume=True).steps == 3 * epochs
     train_plainly(tmp_path / "whole", epochs=epochs)
     assert same_weights(tmp_path / "run", tmp_path / "whole")
+
+
+# --- models that are solved for
+
+
+class MeanTask(Task):
+    """The bias that fits best has a formula."""
+
+    closed_form = True
+
+    def solve(self, data: Data) -> dict[str, int | float]:
+        targets = torch.stack([item["y"] for item in data.train])  # type: ignore[attr-defined]
+        last = self.model.layers[-1]
+        with torch.no_grad():
+            last.weight.zero_()
+            last.bias.fill_(targets.mean())
+        return {"loss": float(targets.var(correction=0))}
+
+
+def test_a_model_that_is_solved_for_becomes_a_run_folder(tmp_path: Path) -> None:
+    task, settings = MeanTask(Line(dropout=0.0)), TrainSettings(epochs=1, device="cpu")
+    report = fit(task, point_data(), settings, tmp_path / "run", quiet=True, recipe={"model": {"name": "Line"}})
+    targets = torch.stack([Points(10)[index]["y"] for index in range(10)])
+    model = Line.from_pretrained(tmp_path / "run")
+    torch.testing.assert_close(model(torch.rand(2, 3)), targets.mean().expand(2))
+    assert model.metadata["training"]["loss"] == report.best["loss"] == pytest.approx(float(targets.var(correction=0)))
+    assert [row["loss"] for row in rows(tmp_path / "run")] == [str(report.best["loss"])]
+    with pytest.raises(UserError, match="Line is solved for, there is nothing to resume"):
+        (tmp_path / "run" / "last").mkdir(exist_ok=True)
+        (tmp_path / "run" / "last" / "state.ckpt").write_bytes(b"")
+        fit(task, point_data(), settings, tmp_path / "run", resume=True, quiet=True)
+    with pytest.raises(UserError, match="exists already"):
+        fit(task, point_data(), settings, tmp_path / "run", quiet=True)

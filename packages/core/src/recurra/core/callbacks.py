@@ -272,7 +272,7 @@ class Records(Callback):
         self._stop_if_no_better(trainer, pl_module)
 
     def _stop_if_no_better(self, trainer: Trainer, task: Any) -> None:
-        """Stop when the last `patience` validations brought no better model: the history decides, of a resumed run too."""
+        """Stop when the last `patience` validations brought no better model: the history decides, also when resumed."""
         name, best = self.monitor(task), self.best.get("epoch", 0)
         since = [row for row in self.history if row["epoch"] > best and (name == "loss" or name in row)]
         if self.patience is not None and len(since) >= self.patience and not trainer.should_stop:

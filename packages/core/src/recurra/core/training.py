@@ -1,38 +1,29 @@
 """The training engine: Lightning's Trainer, our batches, our laws of seed and resume, one folder a run."""
 
-import importlib.util
 import inspect
-import logging
-import os
 import time
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import lightning
 import torch
-from lightning.fabric.utilities.warnings import PossibleUserWarning
-from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from torch.utils.data import DataLoader
 
 from recurra.core.callbacks import Averages, Bar, LossWatch, Records, Together
 from recurra.core.checkpoint import Pretrained
-from recurra.core.device import choose_device
 from recurra.core.errors import Interrupted, UserError, nearest
-from recurra.core.recipe import build, construct, load_recipe
+from recurra.core.recipe import Recipe, build, construct, load_recipe
 from recurra.core.resuming import Resumption, Stopped, StopSignals
 from recurra.core.run_folder import RunFolder, is_first_process
 from recurra.core.sampling import Data, train_loader, validation_loader
 from recurra.core.schedules import OPTIMIZERS, SCHEDULES
+from recurra.core.trainer import TrainSettings, make_trainer, quiet_lightning
 
 __all__ = ["Build", "Data", "Report", "Task", "TrainSettings", "fit", "is_first_process", "seed_all", "train"]
-
-_LIGHTNING_PRECISION: dict[str, Any] = {"32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}
 
 
 class Task(LightningModule):
@@ -51,10 +42,12 @@ class Task(LightningModule):
         metadata: goes into the checkpoint (recipe, training data).
         total_steps: optimizer steps of the whole training; `fit` sets it.
         epoch_steps: optimizer steps of an epoch; `fit` sets it.
+        closed_form: the model is solved for, by `solve`; there are no steps.
     """
 
     monitor = "loss"
     higher_is_better = False
+    closed_form = False
 
     def __init__(
         self,
@@ -86,60 +79,14 @@ class Task(LightningModule):
     def figure(self, batch: Any, path: Path) -> None:
         """Draw the first validation batch into a PNG; by default nothing."""
 
+    def solve(self, data: Data) -> dict[str, int | float]:
+        """Solves for the model; metrics of it, for the record."""
+        raise NotImplementedError
+
     def describe(self, batch: Any) -> str:
         """Which files a batch comes from."""
         names = batch.get("file") if isinstance(batch, Mapping) else None
         return ", ".join(map(str, names)) if isinstance(names, (list, tuple)) else str(names or "unknown file")
-
-
-@dataclass(frozen=True)
-class TrainSettings:
-    """Section `train` of a recipe.
-
-    Attributes:
-        epochs: passes over the training data.
-        steps: optimizer steps; instead of epochs.
-        batch_size: samples of one optimizer step, over all devices and accumulated passes.
-        precision: number format of the network; weights are float32 always.
-        clip: largest norm of the gradient.
-        accumulate: in how many passes a batch is computed, to save memory.
-        seed: of initial order, noise and masks.
-        validate_every: validate after so many epochs.
-        patience: stop after so many validations in a row without a better model.
-        device: auto, cpu, cuda or cuda:INDEX.
-        devices: how many devices on this machine.
-        nodes: how many machines.
-        logger: what records besides metrics.csv.
-    """
-
-    epochs: int | None = None
-    steps: int | None = None
-    batch_size: int = 1
-    precision: Literal["32", "bf16", "fp16"] = "32"
-    clip: float | None = None
-    accumulate: int = 1
-    seed: int = 0
-    validate_every: int = 1
-    patience: int | None = None
-    device: str = "auto"
-    devices: int = 1
-    nodes: int = 1
-    logger: Literal["csv", "tensorboard", "wandb"] = "csv"
-
-    def __post_init__(self) -> None:
-        """Refuse what cannot be run.
-
-        Raises:
-            ValueError: a value is out of range.
-        """
-        if (self.epochs is None) == (self.steps is None):
-            raise ValueError(f"give epochs or steps, one of both; got epochs={self.epochs}, steps={self.steps}")
-        for name in ("epochs", "steps", "batch_size", "accumulate", "validate_every", "patience", "devices", "nodes"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1; got {value}")
-        if self.clip is not None and not self.clip > 0:
-            raise ValueError(f"clip must be positive; got {self.clip}")
 
 
 @dataclass(frozen=True)
@@ -177,8 +124,28 @@ def seed_all(seed: int) -> None:
     lightning.seed_everything(seed, workers=False, verbose=False)
 
 
-# build("loss", **given): the part that the recipe's section describes; `given` are arguments that are not options.
-Build = Callable[..., Any]
+@dataclass(frozen=True)
+class Build:
+    """`build("loss", **given)` is the part that the recipe's section describes; `given` are arguments, no options.
+
+    Attributes:
+        sections: what each section may name.
+        recipe: the resolved one.
+    """
+
+    sections: Mapping[str, Mapping[str, Callable[..., Any]]]
+    recipe: Recipe
+
+    def __call__(self, section: str, /, **given: Any) -> Any:
+        """The part."""
+        where = self.recipe.where(section)
+        return build(self.sections[section], self.recipe.section(section), where, **given)
+
+    def kind(self, section: str) -> Callable[..., Any] | None:
+        """The class that a section names; None if there is none of this name, which `build` explains."""
+        return self.sections[section].get(str(self.recipe.section(section).get("name")))
+
+
 _Settings = TypeVar("_Settings", bound=TrainSettings)
 
 
@@ -227,14 +194,11 @@ def train(
             raise UserError(f"{resolved.source}: {name}: no such section{nearest(name, known)}")
     checked = construct(settings, resolved.section("train"), resolved.where("train"))
     seed_all(checked.seed)
-
-    def part(section: str, /, **given: Any) -> Any:
-        return build(sections[section], resolved.section(section), resolved.where(section), **given)
-
-    task, data = make_task(part, checked)
+    task, data = make_task(Build(sections, resolved), checked)
     task.optimizer, task.scheduler = resolved.section("optimizer"), resolved.section("scheduler")
     task.where, stem = resolved.source, Path(recipe).stem
-    task.configure_optimizers()  # a wrong section is refused before there is a folder
+    if not task.closed_form:
+        task.configure_optimizers()  # a wrong section is refused before there is a folder
     own = {name: resolved.section(name) for name in sections if name not in ("model", "data", "loss")}
     task.metadata |= {"recipe": stem, "training_data": data.about, **own}
     folder = Path("runs") / stem if out is None else Path(out)
@@ -271,11 +235,13 @@ def fit(
     folder, signals = RunFolder(Path(out), quiet=quiet), StopSignals()
     losses, averages = LossWatch(), Averages()
     records = Records(folder, losses, averages, patience=settings.patience)
-    with _quiet_lightning():
+    with quiet_lightning():
         folder.check(resume=resume, overwrite=overwrite, recipe=recipe)
+        if task.closed_form:
+            return _solve(task, data, folder, resume=resume, recipe=recipe)
         resumption = Resumption(folder, signals, resume=resume)
         callback = Together(Bar(quiet=quiet), losses, averages, records, resumption)
-        trainer = _trainer(settings, folder.path, callback)
+        trainer = make_trainer(settings, folder.path, callback)
         seed_all(settings.seed + trainer.global_rank)
         shared = {"processes": trainer.world_size}
         batches = train_loader(data, settings.batch_size, accumulate=settings.accumulate, seed=settings.seed, **shared)
@@ -304,26 +270,18 @@ def fit(
     )
 
 
-def _trainer(settings: TrainSettings, out: Path, callback: Callback) -> Trainer:
-    """Lightning's trainer, with everything off that we do ourselves."""
-    return Trainer(
-        **_machine(settings),
-        max_epochs=settings.epochs or -1,
-        max_steps=settings.steps or -1,
-        accumulate_grad_batches=settings.accumulate,
-        gradient_clip_val=settings.clip,
-        check_val_every_n_epoch=settings.validate_every,
-        callbacks=[callback],
-        logger=_logger(settings, out),
-        default_root_dir=out,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-        num_sanity_val_steps=0,
-        inference_mode=False,
-        log_every_n_steps=1 << 30,
-    )
+def _solve(task: Task, data: Data, folder: RunFolder, *, resume: bool, recipe: Mapping[str, Any] | None) -> Report:
+    """What `fit` does with a model that has a solution."""
+    if resume:
+        raise UserError(f"{folder.path}: {type(task.model).__name__} is solved for, there is nothing to resume")
+    started = time.perf_counter()
+    with folder.held(resume=False, recipe=recipe):
+        best: dict[str, int | float] = {"epoch": 0, "step": 0, **task.solve(data)}
+        folder.write_history([best])
+        task.model.save_pretrained(folder.path, metadata={**task.metadata, "training": best})
+        values = ", ".join(f"{key} {value:.5g}" for key, value in list(best.items())[2:])
+        folder.say(f"solved for {type(task.model).__name__}: {values}")
+    return Report(folder.path, 0, 0, task.monitor, best, [best], time.perf_counter() - started, 0.0)
 
 
 def _run(
@@ -349,59 +307,3 @@ def _run(
             f"the last finished epoch is in {last}, go on with --resume" if last.exists() else "nothing is saved yet"
         )
         raise Interrupted(f"interrupted; {saved}") from stop
-
-
-def _machine(settings: TrainSettings) -> dict[str, Any]:
-    """Lightning's words for device, number of devices and nodes, strategy and precision."""
-    device = choose_device(settings.device)
-    if settings.precision == "fp16" and device.type != "cuda":
-        found = "device is cpu" if torch.cuda.is_available() else "no GPU found"
-        raise UserError(f"recipe needs CUDA for precision fp16, {found}; use precision=bf16 or precision=32")
-    devices, nodes = settings.devices, settings.nodes
-    if "TORCHELASTIC_RUN_ID" in os.environ:  # started by torchrun, which has decided
-        devices = int(os.environ["LOCAL_WORLD_SIZE"])
-        nodes = int(os.environ["WORLD_SIZE"]) // devices
-    if device.type == "cuda" and devices > torch.cuda.device_count():
-        raise UserError(f"train.devices={devices}: this machine has {torch.cuda.device_count()} GPUs")
-    # Part of a model may lie idle for one batch (a map refinement that is switched off).
-    strategy = DDPStrategy(find_unused_parameters=True) if devices * nodes > 1 else "auto"
-    return {
-        "accelerator": "gpu" if device.type == "cuda" else "cpu",
-        "devices": [device.index] if device.index is not None and devices == 1 else devices,
-        "num_nodes": nodes,
-        "strategy": strategy,
-        "precision": _LIGHTNING_PRECISION[settings.precision],
-    }
-
-
-def _logger(settings: TrainSettings, out: Path) -> Any:
-    """The recorder besides metrics.csv."""
-    if settings.logger == "csv":
-        return False
-    if importlib.util.find_spec(settings.logger) is None:
-        raise UserError(
-            f"train.logger={settings.logger} needs {settings.logger}; pip install 'recurra-core[{settings.logger}]'"
-        )
-    from lightning.pytorch.loggers import TensorBoardLogger, WandbLogger
-
-    if settings.logger == "tensorboard":
-        return TensorBoardLogger(out, name="tensorboard", version="")
-    return WandbLogger(name=out.name, save_dir=out)
-
-
-@contextmanager
-def _quiet_lightning() -> Iterator[None]:
-    """While inside, Lightning gives no advice; what a user must know, we say."""
-    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", category=PossibleUserWarning)
-            # Lightning 2.6 makes a tree by a name that torch 2.13 is about to drop.
-            warnings.filterwarnings("ignore", message=".*LeafSpec", category=FutureWarning)
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
