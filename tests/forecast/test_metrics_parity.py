@@ -1,0 +1,30 @@
+"""Metrics against golden pairs made by Time-Series-Library's own functions."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from recurra.core.testing import assert_close, golden, pairs
+from recurra.forecast.metrics import Scorer
+
+pytestmark = pytest.mark.parity
+
+
+@pytest.mark.parametrize("batch", [1, 7, 10_000])
+@pairs("forecast-long", "metrics_*", reference="Time-Series-Library")
+def test_metrics(path: Path, batch: int) -> None:
+    pair = golden(path)
+    if not {"pred", "true"} <= pair.inputs.keys():
+        pytest.skip("no metrics")
+    prediction, target = pair.inputs["pred"].numpy(), pair.inputs["true"].numpy()
+    scorer = Scorer(horizon=prediction.shape[1], ids=prediction.shape[2])
+    for start in range(0, len(prediction), batch):
+        scorer.add(prediction[start : start + batch], target[start : start + batch])
+    found = {name.upper(): np.array([value]) for name, value in scorer.scores().items()}
+    found["CORR"] = scorer.by_step()["corr_legacy"]
+    limit = pair.tolerance_for(pair.inputs["pred"].dtype)
+    assert pair.outputs.keys() <= found.keys()
+    for name, expected in pair.outputs.items():
+        # Kahan's worst case aside, a mean of float32 errors is no better than the values' own rounding.
+        assert_close(found[name].reshape(expected.shape), expected, limit, name=name)
