@@ -144,7 +144,7 @@ class History:
         times: positions of the windows.
         panel: the scaled data.
         train: scores (set, epoch, position, part, cost) in the training time; set 0 are the training samples, each
-            right after the step on it, set 1 the development samples. 0 where there are none.
+            right after the step on it, set 1 the development samples, after the same steps. 0 where there are none.
         dev: likewise at the development time; one position.
         test: likewise at the test time; 0 in epochs that were not tested.
         watched: loss that decides, an epoch.
@@ -276,18 +276,17 @@ class _Training:
         """Scores (set, position, part, cost) of both sets of samples, and their mean criterion."""
         self.sets = [self.shuffle(members) if len(members) else members for members in self.sets]
         scores = np.zeros((2, len(positions), self.parts, len(self.costs)))
-        means = []
-        for index, members in enumerate(self.sets):
-            parts = [part for part in members.tensor_split(self.parts) if len(part)]
-            order = [(at, part) for part in range(len(parts)) for at in range(len(positions))]
-            losses = []
-            for number, (at, part) in enumerate(order if self.settings.iterator == "time" else sorted(order)):
-                if train and index == 0:
-                    self._step(number, parts[part], positions[at])
-                loss, scores[index, at, part] = self._score(parts[part], positions[at], steps)
-                losses.append(loss)
-            means.append(float(np.mean(losses)) if losses else math.nan)
-        return scores, means
+        parts = [members.tensor_split(self.parts) for members in self.sets]
+        losses: tuple[list[float], list[float]] = [], []
+        order = [(at, part) for part in range(self.parts) for at in range(len(positions))]
+        for number, (at, part) in enumerate(order if self.settings.iterator == "time" else sorted(order)):
+            if train:
+                self._step(number, parts[0][part], positions[at])
+            for index in (0, 1):
+                if len(members := parts[index][part]):
+                    loss, scores[index, at, part] = self._score(members, positions[at], steps)
+                    losses[index].append(loss)
+        return scores, [float(np.mean(found)) if found else math.nan for found in losses]
 
     def _step(self, number: int, members: Samples, start: int) -> None:
         """One step of the optimiser."""
