@@ -102,7 +102,9 @@ class Golden:
         Raises:
             ValueError: the pair states no tolerance, or none this can read.
         """
-        stated = self.description.get("tolerance")
+        notes = self.description.get("notes")
+        inside = notes.get("tolerance") if isinstance(notes, dict) else None
+        stated = self.description.get("tolerance", inside)
         if isinstance(stated, dict):
             return Tolerance(float(stated["atol"]), float(stated["rtol"]))
         if not isinstance(stated, str):

@@ -1,0 +1,1 @@
+"""Trainings and evaluations exactly as published, leaks included and named, beside honest ones."""
