@@ -1,13 +1,20 @@
 """Parallel gated network: the recurrence's state is computed from a window of the past, not from the state before."""
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from recurra.core.checks import at_least_one
 from recurra.core.nn.recurrent import check_input, check_state
 from recurra.core.nn.states import WindowState
+
+
+# Rows from which on the window is applied in the frequency domain: below, products with zeros cost less than transforms.
+FFT_ROWS = 64
 
 
 class PGN(nn.Module):
@@ -21,7 +28,8 @@ class PGN(nn.Module):
     over rows r of a grid, e.g. days, alike and in parallel for its columns, e.g. hours of the day. Every channel has
     weights of its own. Before the first row there are zeros.
 
-    Keys: `hidden_MLP` W, b; `gate` G, g; `fc` F, f: grouped convolutions, a channel a group.
+    Keys: `hidden_MLP` W, b; `gate` G, g; `fc` F, f: grouped convolutions, a channel a group. `states` computes them as
+    such; `gated`, and so `forward`, gives the same numbers by products of large matrices.
 
     Args:
         input: features of a channel: its value and its time marks.
@@ -53,13 +61,48 @@ class PGN(nn.Module):
         Raises:
             ValueError: a shape does not fit.
         """
-        h, _ = self.states(x, marks)
-        batch, rows, columns, _, _ = h.shape
+        features = x if marks is None else torch.cat([x, marks], -1)
+        self._check(features)
+        batch, rows, columns = features.shape[:3]
         if rows != self.rows:
             raise ValueError(f"x has {rows} rows; expected {self.rows}, the number the unit was made for")
-        y = self.fc(h.permute(0, 2, 3, 4, 1).reshape(batch * columns, self.channels * self.hidden, rows))
-        collapsed: Tensor = y.reshape(batch, columns, self.channels, self.hidden)
-        return collapsed
+        h = self.gated(features.permute(3, 4, 1, 0, 2).flatten(3))
+        y = torch.bmm(self.of_channels(self.fc).flatten(2), h.flatten(1, 2)) + self.fc.bias.view(self.channels, -1, 1)
+        return y.view(self.channels, self.hidden, batch, columns).permute(2, 3, 0, 1)
+
+    def gated(self, x: Float[Tensor, "channel feature row place"]) -> Float[Tensor, "channel hidden row place"]:
+        """h of every row at many places at once, whatever places are: columns, and members of a batch.
+
+        Args:
+            x: values and marks.
+        """
+        channels, features, rows, _ = x.shape
+        window = min(self.window, max(rows - 1, 1))  # what reaches further back sees zeros
+        weight = self.of_channels(self.hidden_MLP)[..., -window:]
+        bias = self.hidden_MLP.bias.view(channels, -1, 1)
+        present, past = self.of_channels(self.gate)[..., 0].split([features, self.hidden], 2)
+        gate_bias = self.gate.bias.view(channels, -1, 1)
+        if features * rows <= features + self.hidden:
+            # G [x, H] is a map of the rows too, one with fewer products than G has.
+            reached = windows(x, window)
+            within = F.pad(weight, (0, 1))  # the present row is no part of its own window
+            of_gate = (past @ within.flatten(2)).view(channels, -1, *within.shape[2:])
+            of_gate = of_gate + F.pad(present.unsqueeze(-1), (window, 0))
+            history = torch.bmm(within.flatten(2), reached) + bias
+            gates = torch.bmm(of_gate.flatten(2), reached) + torch.baddbmm(gate_bias, past, bias)
+        else:
+            by_frequency = rows > FFT_ROWS and not torch.compiler.is_compiling()
+            history = (convolved if by_frequency else toeplitz)(x, weight).flatten(2) + bias
+            gates = torch.bmm(present, x.flatten(2)).baddbmm(past, history) + gate_bias
+        if torch.is_grad_enabled() and history.requires_grad:
+            h: Tensor = _Mixed.apply(history, gates)
+        else:
+            h = _mixed(history, gates)[0]
+        return h.view(channels, self.hidden, rows, -1)
+
+    def of_channels(self, convolution: nn.Conv1d) -> Float[Tensor, "channel output input width"]:
+        """Weights of a grouped convolution, apart for each channel."""
+        return convolution.weight.view(self.channels, -1, *convolution.weight.shape[1:])
 
     def states(
         self,
@@ -75,10 +118,8 @@ class PGN(nn.Module):
             state: what a call with the rows before returned; zeros if None.
         """
         features = x if marks is None else torch.cat([x, marks], -1)
-        check_input(features, "batch row column channel feature", self.input)
+        self._check(features)
         batch, rows, columns, channels, _ = features.shape
-        if channels != self.channels:
-            raise ValueError(f"x has {channels} channels; expected {self.channels}, the number the unit was made for")
         shape = (batch, self.window, columns, channels, self.input)
         if state is not None:
             check_state(state, WindowState, [(1, *shape)])
@@ -100,6 +141,12 @@ class PGN(nn.Module):
         h, state = self.states(x[:, None], None, state)
         return h[:, 0], state
 
+    def _check(self, features: Tensor) -> None:
+        check_input(features, "batch row column channel feature", self.input)
+        channels = features.shape[3]
+        if channels != self.channels:
+            raise ValueError(f"x has {channels} channels; expected {self.channels}, the number the unit was made for")
+
     def _of_rows(self, convolution: nn.Conv1d, x: Tensor) -> Tensor:
         """A convolution over rows, with a column's channels and features for its channels."""
         batch, _, columns, channels, _ = x.shape
@@ -114,3 +161,69 @@ class PGN(nn.Module):
     def extra_repr(self) -> str:
         """Sizes."""
         return f"{self.input}, {self.hidden}, rows={self.rows}, window={self.window}, channels={self.channels}"
+
+
+# --- a convolution over the strict past of each row, with the window's weights for each channel
+
+
+def windows(
+    x: Float[Tensor, "channel feature row place"], width: int
+) -> Float[Tensor, "channel feature_and_offset row_and_place"]:
+    """Each row with the `width` before it, zeros before the first: the offset runs from the oldest to the row itself."""
+    padded = F.pad(x, (0, 0, width, 0))
+    return padded.unfold(2, x.shape[2], 1).transpose(3, 4).flatten(1, 2).flatten(2)
+
+
+def toeplitz(
+    x: Float[Tensor, "channel feature row place"], weight: Float[Tensor, "channel hidden feature window"]
+) -> Float[Tensor, "channel hidden row place"]:
+    """As one product: the matrix holds the weights of every pair of rows, zeros above its diagonal."""
+    channels, features, rows, places = x.shape
+    # Row r of the matrix is this line of weights, shifted by r.
+    line = F.pad(weight, (rows - 1 - weight.shape[-1], rows))
+    matrix = line.unfold(-1, rows, 1).flip(3).transpose(2, 3).reshape(channels, -1, features * rows)
+    return torch.bmm(matrix, x.flatten(1, 2)).view(channels, -1, rows, places)
+
+
+def convolved(
+    x: Float[Tensor, "channel feature row place"], weight: Float[Tensor, "channel hidden feature window"]
+) -> Float[Tensor, "channel hidden row place"]:
+    """In the frequency domain, where time grows with rows * log(rows), not with their square."""
+    rows = x.shape[2]
+    length = 2 * rows  # no end meets the beginning
+    spectrum = torch.fft.rfft(x, length, dim=2).transpose(1, 2)  # (channel, frequency, feature, place)
+    response = torch.fft.rfft(F.pad(weight.flip(-1), (1, 0)), length).movedim(-1, 1)
+    product = torch.matmul(response, spectrum).transpose(1, 2)
+    return torch.fft.irfft(product, length, dim=2)[:, :, :rows]
+
+
+# --- σ(s) ⊙ H + (1 - σ(s)) ⊙ tanh(t)
+
+
+def _mixed(history: Tensor, gates: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The mixture, σ(s) and tanh(t)."""
+    s, t = gates.chunk(2, 1)
+    share, candidate = torch.sigmoid(s), torch.tanh(t)
+    return torch.lerp(candidate, history, share), share, candidate
+
+
+class _Mixed(torch.autograd.Function):
+    """The mixture; its gradients go where the product that follows wants them, in six passes and without a copy."""
+
+    @staticmethod
+    def forward(ctx: Any, history: Tensor, gates: Tensor) -> Tensor:
+        mixture, share, candidate = _mixed(history, gates)
+        ctx.save_for_backward(history, share, candidate)
+        return mixture
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+        history, share, candidate = ctx.saved_tensors
+        of_history = grad * share
+        of_gates = grad.new_empty(grad.shape[0], 2 * grad.shape[1], grad.shape[2])
+        of_s, of_t = of_gates.chunk(2, 1)
+        torch.ops.aten.tanh_backward(grad - of_history, candidate, grad_input=of_t)
+        torch.sub(history, candidate, out=of_s).mul_(of_history)
+        torch.addcmul(of_s, of_s, share, value=-1, out=of_s)  # (H - tanh(t)) ⊙ σ ⊙ (1 - σ)
+        return of_history, of_gates
