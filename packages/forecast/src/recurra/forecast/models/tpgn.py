@@ -10,9 +10,12 @@ Weights and keys are theirs. Where we differ, nothing of theirs changes:
 - With `norm` theirs has no gradient to its input; ours has, the mean held constant as in theirs.
 """
 
+from typing import Any
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from recurra.core.checks import at_least_one
 from recurra.core.nn import PGN
@@ -44,14 +47,7 @@ class ShortTerm(nn.Module):
         self, grid: Float[Tensor, "channel feature row batch column"]
     ) -> Float[Tensor, "channel batch hidden"]:
         """sh of every member of the batch."""
-        channels, _, rows, batch, _ = grid.shape
-        row = self.fc_row.weight.view(channels, self.hidden, -1)  # (channel, hidden, feature and column)
-        column = self.fc_col.weight.view(channels, self.hidden, self.hidden, rows).transpose(2, 3).flatten(2)
-        of_rows = torch.bmm(grid.permute(0, 3, 2, 1, 4).reshape(channels, batch * rows, -1), row.transpose(1, 2))
-        of_rows = of_rows + self.fc_row.bias.view(channels, 1, -1)
-        return torch.bmm(of_rows.view(channels, batch, -1), column.transpose(1, 2)) + self.fc_col.bias.view(
-            channels, 1, -1
-        )
+        return _short(grid, *self.parameters())[0]
 
 
 class TemporalPGN(nn.Module):
@@ -87,22 +83,13 @@ class TemporalPGN(nn.Module):
         self, grid: Float[Tensor, "channel feature row batch column"]
     ) -> Float[Tensor, "channel row_ahead batch column"]:
         """y."""
-        channels, _, rows, batch, columns = grid.shape
-        head = self.fc.weight.view(channels, -1, (1 + self.short) * self.hidden)
-        bias = self.fc.bias.view(channels, -1, 1)
-        if self.short:
-            of_short, head = head.split(self.hidden, 2)
-            bias = torch.baddbmm(bias, of_short, self.s_t_p_e(grid).transpose(1, 2))
+        channels, _, _, batch, columns = grid.shape
         h = self.LNN_dim.gated(grid.flatten(3)).flatten(1, 2)
-        collapse = self.LNN_dim.fc
-        weight, shift = collapse.weight.view(channels, self.hidden, -1), collapse.bias.view(channels, -1, 1)
-        if head.shape[1] < self.hidden:
-            # O F is the smaller map.
-            y = torch.bmm(head @ weight, h)
-            bias = bias + head @ shift
-        else:
-            y = torch.bmm(head, torch.bmm(weight, h) + shift)
-        return y.view(channels, -1, batch, columns) + bias.unsqueeze(-1)
+        parts = [self.fc, self.LNN_dim.fc, *([self.s_t_p_e.fc_row, self.s_t_p_e.fc_col] if self.short else [])]
+        weights = [value for part in parts for value in (part.weight, part.bias)]
+        fast = torch.is_grad_enabled() and not grid.requires_grad
+        y: Tensor = _Readout.apply(grid, h, *weights) if fast else _readout(grid, h, *weights)[0]
+        return y.view(channels, -1, batch, columns)
 
 
 class TPGN(Forecaster):
@@ -208,3 +195,96 @@ class TPGN(Forecaster):
         if marks is not None:
             parts.append(folded[1].unsqueeze(0).expand(self.variates, -1, -1, -1, -1))
         return torch.cat(parts, 1)
+
+
+# --- from h and the grid to y
+
+
+def _short(grid: Tensor, row: Tensor, row_bias: Tensor, column: Tensor, column_bias: Tensor) -> tuple[Tensor, ...]:
+    """sh (channel, batch, hidden); the grid with a row and member of the batch a line; what the rows became."""
+    channels, _, rows, batch, _ = grid.shape
+    lines = grid.permute(0, 3, 2, 1, 4).reshape(channels, batch * rows, -1)
+    of_rows = torch.bmm(lines, row.view(channels, -1, lines.shape[2]).transpose(1, 2)) + row_bias.view(channels, 1, -1)
+    of_rows = of_rows.view(channels, batch, -1)  # (channel, batch, row and hidden)
+    return torch.bmm(of_rows, _by_row(column, channels)) + column_bias.view(channels, 1, -1), lines, of_rows
+
+
+def _by_row(column: Tensor, channels: int) -> Float[Tensor, "channel row_and_input output"]:
+    """Weights of a map of all rows."""
+    hidden, rows = column.shape[1:]
+    return column.view(channels, hidden, hidden, rows).permute(0, 3, 2, 1).reshape(channels, -1, hidden)
+
+
+def _readout(
+    grid: Tensor, h: Tensor, head: Tensor, bias: Tensor, collapse: Tensor, shift: Tensor, *short: Tensor
+) -> tuple[Tensor, ...]:
+    """y (channel, row ahead, batch and column), and what its gradients need."""
+    channels, _, _, batch, columns = grid.shape
+    heads, long = head.view(channels, -1, head.shape[1]), collapse.view(channels, collapse.shape[1], -1)
+    bias, shift, kept = bias.view(channels, -1, 1), shift.view(channels, -1, 1), ()
+    if short:
+        sh, *kept = _short(grid, *short)
+        bias = torch.baddbmm(bias, heads[..., : sh.shape[2]], sh.transpose(1, 2))
+        kept = (sh, *kept)
+    heads = heads[..., -long.shape[1] :]
+    if heads.shape[1] < heads.shape[2]:  # O F is the smaller map
+        inner = heads @ long
+        y, bias = torch.bmm(inner, h), bias + heads @ shift
+    else:
+        inner = torch.bmm(long, h) + shift
+        y = torch.bmm(heads, inner)
+    return (y.unflatten(2, (batch, columns)) + bias.unsqueeze(-1)).flatten(2), inner, *kept
+
+
+class _Readout(torch.autograd.Function):
+    """`_readout` with gradients of h and the weights: what is many small steps to autograd are few here."""
+
+    @staticmethod
+    def forward(ctx: Any, grid: Tensor, h: Tensor, *weights: Tensor) -> Tensor:
+        y, *kept = _readout(grid, h, *weights)
+        ctx.save_for_backward(h, *weights, *kept)
+        ctx.weights, ctx.batch = len(weights), grid.shape[3]
+        return y
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        h, *saved = ctx.saved_tensors
+        (head, _, collapse, shift, *short), (inner, *kept) = saved[: ctx.weights], saved[ctx.weights :]
+        channels = grad.shape[0]
+        heads, long = head.view(channels, -1, head.shape[1]), collapse.view(channels, collapse.shape[1], -1)
+        heads = heads[..., -long.shape[1] :]
+        of_bias = grad.unflatten(2, (ctx.batch, -1)).sum(3)  # (channel, row ahead, batch)
+        total = of_bias.sum(2, keepdim=True)
+        if heads.shape[1] < heads.shape[2]:
+            of_inner = torch.bmm(grad, h.transpose(1, 2))
+            of_h = torch.bmm(inner.transpose(1, 2), grad)
+            of_head = torch.bmm(of_inner, long.transpose(1, 2)).baddbmm_(total, shift.view(channels, 1, -1))
+            of_long = torch.bmm(heads.transpose(1, 2), of_inner)
+            of_shift = torch.bmm(heads.transpose(1, 2), total)
+        else:
+            of_inner = torch.bmm(heads.transpose(1, 2), grad)
+            of_h = torch.bmm(long.transpose(1, 2), of_inner)
+            of_head = torch.bmm(grad, inner.transpose(1, 2))
+            of_long, of_shift = torch.bmm(of_inner, h.transpose(1, 2)), of_inner.sum(2)
+        of_short: tuple[Tensor, ...] = ()
+        if short:
+            sh, *kept = kept
+            of_head = torch.cat([torch.bmm(of_bias, sh), of_head], 2)
+            of_sh = torch.bmm(of_bias.transpose(1, 2), head.view(channels, -1, head.shape[1])[..., : sh.shape[2]])
+            of_short = _of_short(of_sh, *short, *kept)
+        return None, of_h, of_head.view(head.shape), total.flatten(), of_long.view(collapse.shape), of_shift.flatten(), *of_short
+
+
+def _of_short(
+    grad: Tensor, row: Tensor, row_bias: Tensor, column: Tensor, column_bias: Tensor, lines: Tensor, of_rows: Tensor
+) -> tuple[Tensor, ...]:
+    """Gradients of the weights of `_short`."""
+    channels, _, hidden = grad.shape
+    of_column = torch.bmm(of_rows.transpose(1, 2), grad).view(channels, -1, hidden, hidden).permute(0, 3, 2, 1)
+    of_lines = torch.bmm(grad, _by_row(column, channels).transpose(1, 2)).view(channels, -1, hidden)
+    of_row = torch.bmm(of_lines.transpose(1, 2), lines)
+    return (
+        *(of_row.view(row.shape), of_lines.sum(1).flatten()),
+        *(of_column.reshape(column.shape), grad.sum(1).flatten()),
+    )
