@@ -99,7 +99,7 @@ class DirectHead(nn.Module):
 class ClosedLoopHead(nn.Module):
     """Goes on from the last column, its own feedback K h as next input, and maps every new column to a patch.
 
-    Keys: `ssm` (not selective), `feedback` (direction, 2, width, state) with K1 and K2, `linear`.
+    Keys: `ssm` (not selective), `feedback` (direction, 2, state, width) with K1 and K2, `linear`.
     """
 
     def __init__(
@@ -108,7 +108,7 @@ class ClosedLoopHead(nn.Module):
         super().__init__()
         self.columns = columns
         self.ssm = VariatesSSM(width, states, selective=False, **options)
-        self.feedback = nn.Parameter(torch.zeros(len(self.ssm.directions), 2, width, states))
+        self.feedback = nn.Parameter(torch.zeros(len(self.ssm.directions), 2, states, width))
         nn.init.normal_(self.feedback, std=0.1 / states)
         self.dropout = nn.Dropout(dropout)
         self.linear = nn.Linear(width, outputs)

@@ -155,22 +155,21 @@ def companion(
     N: with column = 0, keep = 1 and b1 = x in state 0, state n is x[v,t-n].
 
     Args:
-        column: (channel, state).
-        keep: what broadcasts to (batch, variate, column, channel, 1).
+        column: (state, channel).
+        keep: what broadcasts to (batch, variate, column, 1, channel).
         a: as of `grid_scan`; a1 is not used.
-        b1: (batch, variate, column, channel * state).
+        b1: (batch, variate, column, state * channel).
         b2: same shape.
-        left: h1 and h2 of the column before the first, each (batch, variate, channel * state); zero if None.
+        left: h1 and h2 of the column before the first, each (batch, variate, state * channel); zero if None.
     """
     shape = b1.shape
-    grid = (*shape[:3], *column.shape)
-    keep = keep.expand(*grid[:-1], 1)
+    keep = keep.expand(*shape[:3], 1, column.shape[1])
     h1, h2 = left or (torch.zeros_like(b1[:, :, 0]), torch.zeros_like(b1[:, :, 0]))
     _, a2, a3, a4 = a.over(shape)
     columns = []
     for t in range(shape[2]):
-        last = h1.unflatten(-1, column.shape)  # (batch, variate, channel, state)
-        moved = keep[:, :, t] * (F.pad(last[..., :-1], (1, 0)) + column * last[..., -1:])
+        register = h1.unflatten(-1, column.shape)  # (batch, variate, state, channel)
+        moved = keep[:, :, t] * (F.pad(register[..., :-1, :], (0, 0, 1, 0)) + column * register[..., -1:, :])
         h1 = moved.flatten(-2) + a2[:, :, t] * h2 + b1[:, :, t]
         h2, _ = linear_scan(a4[:, :, t], a3[:, :, t] * _before(torch.zeros_like(h1[:, 0]), h1) + b2[:, :, t])
         columns.append((h1, h2))
@@ -181,13 +180,13 @@ def read(h1: Tensor, h2: Tensor, c1: Tensor, c2: Tensor) -> Tensor:
     """y = sum over states of c1 h1 + c2 h2.
 
     Args:
-        h1: (batch, variate, column, channel * state).
+        h1: (batch, variate, column, state * channel).
         h2: same shape.
-        c1: what broadcasts to (batch, variate, column, channel, state) and has its last axis.
+        c1: what broadcasts to (batch, variate, column, state, channel) and has as many states.
         c2: likewise.
     """
-    states = c1.shape[-1]
-    return (c1 * h1.unflatten(-1, (-1, states)) + c2 * h2.unflatten(-1, (-1, states))).sum(-1)
+    states = c1.shape[-2]
+    return (c1 * h1.unflatten(-1, (states, -1)) + c2 * h2.unflatten(-1, (states, -1))).sum(-2)
 
 
 def impulse_response(
@@ -196,8 +195,8 @@ def impulse_response(
     """(variate, column, channel): what a 1 in the first cell makes of every other; coefficients constant.
 
     Args:
-        a: each (channel * state,).
-        b1: (channel, state).
+        a: each (state * channel,).
+        b1: (state, channel).
         b2: likewise.
         c1: likewise.
         c2: likewise.

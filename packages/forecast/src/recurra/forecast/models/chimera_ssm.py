@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from recurra.core.checks import at_least_one, one_of
 from recurra.forecast.models import chimera_scan
@@ -20,7 +21,7 @@ Steps = tuple[float, float]
 
 
 class Discrete(NamedTuple):
-    """The recurrence's coefficients, (..., channel, state) each."""
+    """The recurrence's coefficients, (..., state, channel) each."""
 
     a1: Tensor
     a2: Tensor
@@ -30,14 +31,15 @@ class Discrete(NamedTuple):
     b2: Tensor
 
     def flat(self) -> Coefficients:
-        """a1 to a4 with channels and states in one axis, as the scans take them."""
+        """a1 to a4 with states and channels in one axis, as the scans take them."""
         return Coefficients(*(x.flatten(-2) for x in self[:4]))
 
 
 def phi(step: Tensor, a: Tensor) -> Tensor:
     """(exp(step a) - 1) / a, and its limit `step` for a = 0: what a unit input, held over the step, adds to a state."""
-    zero = a == 0
-    return torch.where(zero, step, torch.expm1(step * a) / torch.where(zero, 1, a))
+    # Where a is 0 a number next to it gives the limit; the division of two tensors as large as the grid is avoided.
+    near = torch.where(a == 0, -1e-12, a)
+    return torch.expm1(step * near) * near.reciprocal()
 
 
 def discretise(
@@ -60,9 +62,9 @@ def discretise(
     max|h| <= max(|B1|/|A1|, |B2|/|A4|) max|x| / (1 - rho).
 
     Args:
-        a: A1 to A4, each (channel, state); A1 and A4 below 0.
-        b: B1 and B2, each what broadcasts to (..., channel, state).
-        steps: D1 and D2 above 0, (..., channel, 1).
+        a: A1 to A4, each (state, channel); A1 and A4 below 0.
+        b: B1 and B2, each what broadcasts to (..., state, channel).
+        steps: D1 and D2 above 0, (..., 1, channel).
         mode: convention.
         bounded: make the other modes stable too. `zoh_per_matrix` halves a1 to a4, as Baron et al. 2023
             (arXiv:2306.06635) halve the sums, since all four tend to 1 for small steps and the number of paths through
@@ -93,13 +95,44 @@ def stable(a: Coefficients) -> bool:
     return bool(((a1 < 1) & (a4 < 1) & ((1 - a1) * (1 - a4) > a2 * a3)).all())
 
 
+class _Held(torch.autograd.Function):
+    """exp(D A), phi(D, A) A' and phi(D, A) B x of one axis: `discretise` with a third of its tensors as large as the grid.
+
+    Arguments are D (..., 1, channel), A and A'/A (state, channel), B (..., state, 1) and x (..., 1, channel).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, step: Tensor, own: Tensor, ratio: Tensor, b: Tensor, x: Tensor) -> tuple[Tensor, ...]:
+        moved = (step * own).expm1_()
+        ctx.save_for_backward(step, own, ratio, b, x, moved)
+        return moved + 1, moved * ratio, (b * x).mul_(moved).div_(own)
+
+    @staticmethod
+    @once_differentiable  # type: ignore[misc]
+    def backward(ctx: Any, d_own: Tensor, d_other: Tensor, d_driven: Tensor) -> tuple[Tensor, ...]:
+        step, own, ratio, b, x, moved = ctx.saved_tensors
+        through = d_driven / own
+        product = through * moved  # the gradient of b x
+        d_x, d_b = (product * b).sum(-2, keepdim=True), (product * x).sum(-1, keepdim=True)
+        d_a = -_over_cells(product.mul_(b).mul_(x)) / own
+        d_ratio = _over_cells(torch.mul(d_other, moved, out=product))
+        through.mul_(b).mul_(x).add_(d_own).addcmul_(d_other, ratio)
+        through.addcmul_(through, moved)  # the gradient of D A
+        d_step = torch.mul(through, own, out=product).sum(-2, keepdim=True)
+        return d_step, d_a + _over_cells(through.mul_(step)), d_ratio, d_b, d_x
+
+
+def _over_cells(x: Tensor) -> Tensor:
+    return x.flatten(0, -3).sum(0)
+
+
 class GridSSM(nn.Module):
     """y[v,t] = C1 h1[v,t] + C2 h2[v,t] + skip x[v,t] of one direction over the variates, N states a channel.
 
-    Keys: `A_log` (2, channel, state), log of -A1 and -A4; `A_cross` (1 or 2, channel, state), of A2 and A3; `column`
-    (channel, state) of a companion matrix; `step_bias` (2, channel), `skip` (channel,). Selective: `to_rank.weight`
+    Keys: `A_log` (2, state, channel), log of -A1 and -A4; `A_cross` (1 or 2, state, channel), of A2 and A3; `column`
+    (state, channel) of a companion matrix; `step_bias` (2, channel), `skip` (channel,). Selective: `to_rank.weight`
     (rank, channel), `to_steps.weight` (2 channel, rank), rows D1 then D2, `to_states.weight` (4 state, channel), rows
-    B1, B2, C1, C2. Otherwise `B` and `C`, (2, channel, state).
+    B1, B2, C1, C2. Otherwise `B` and `C`, (2, state, channel).
 
     Args:
         channels: width of x and y.
@@ -160,7 +193,7 @@ class GridSSM(nn.Module):
         self.reset_parameters()
 
     def _make_parameters(self, rank: int) -> None:
-        shape = (self.channels, self.states)
+        shape = (self.states, self.channels)
         self.A_log = nn.Parameter(torch.empty(2, *shape))
         crossing = {"full": 2, "one_way": 1, "none": 0}[self.coupling]
         if crossing:
@@ -180,7 +213,7 @@ class GridSSM(nn.Module):
     @torch.no_grad()
     def reset_parameters(self) -> None:
         """Uncoupled (but for `zoh_per_matrix`, which cannot be), time constants 1 to 1/N of a step, skip 1."""
-        self.A_log.copy_(torch.arange(1, self.states + 1).log().expand_as(self.A_log))
+        self.A_log.copy_(torch.arange(1, self.states + 1).log()[:, None].expand_as(self.A_log))
         nn.init.ones_(self.skip)
         if self.coupling != "none":
             nn.init.zeros_(self.A_cross)
@@ -216,13 +249,11 @@ class GridSSM(nn.Module):
         return y.to(kind), (h1[:, :, -1], h2[:, :, -1])
 
     def run(self, x: Tensor, state: Column | None = None) -> tuple[Tensor, Tensor, Tensor]:
-        """h1 and h2 of every cell, (batch, variate, column, channel * state), and y."""
+        """h1 and h2 of every cell, (batch, variate, column, state * channel), and y."""
         b, c, steps = self.projections(x)
-        d = self.coefficients(b, steps)
-        driven1, driven2 = ((gain * x[..., None]).flatten(-2) for gain in (d.b1, d.b2))
-        a = d.flat()
+        a, driven1, driven2 = self._driven(x, b, steps)
         if self.structure == "companion":
-            column = self.column / self.column.abs().sum(-1, keepdim=True).clamp_min(1)
+            column = self.column / self.column.abs().sum(0, keepdim=True).clamp_min(1)
             h1, h2 = chimera_scan.companion(column, torch.exp(-steps[0]), a, driven1, driven2, state)
         elif self.order_free:
             h1, h2 = chimera_scan.order_free(a, driven1, driven2, state)
@@ -234,18 +265,37 @@ class GridSSM(nn.Module):
         """(B1, B2), (C1, C2) and the steps (D1, D2) in every cell, or for all if not selective."""
         bias = self.step_bias
         if not self.selective:
-            step1, step2 = F.softplus(bias)[..., None]
+            step1, step2 = F.softplus(bias)[:, None]
             return (self.B[0], self.B[1]), (self.C[0], self.C[1]), (step1, step2)
         raw = self.to_steps(self.to_rank(x)) + bias.flatten()
-        step1, step2 = F.softplus(raw)[..., None].chunk(2, -2)
-        b1, b2, c1, c2 = self.to_states(x)[..., None, :].chunk(4, -1)
+        step1, step2 = F.softplus(raw)[..., None, :].chunk(2, -1)
+        b1, b2, c1, c2 = self.to_states(x)[..., None].chunk(4, -2)
         return (b1, b2), (c1, c2), (step1, step2)
+
+    def _driven(
+        self, x: Tensor, b: tuple[Tensor, Tensor], steps: tuple[Tensor, Tensor]
+    ) -> tuple[Coefficients, Tensor, Tensor]:
+        """a1 to a4, b1 x and b2 x as the scans take them."""
+        x = x[..., None, :]
+        if not (self.selective and self.mode == "zoh_held" and torch.is_grad_enabled()):
+            d = self.coefficients(b, steps)
+            return d.flat(), (d.b1 * x).flatten(-2), (d.b2 * x).flatten(-2)
+        own1, cross2, cross3, own4 = self.rates()
+        a1, a2, driven1 = (t.flatten(-2) for t in _Held.apply(steps[0], own1, cross2 / own1, b[0], x))
+        a4, a3, driven2 = (t.flatten(-2) for t in _Held.apply(steps[1], own4, cross3 / own4, b[1], x))
+        return Coefficients(a1, a2, a3, a4), driven1, driven2
 
     def coefficients(self, b: tuple[Tensor, Tensor], steps: tuple[Tensor, Tensor]) -> Discrete:
         """The recurrence's coefficients for these B and steps."""
+        d = discretise(self.rates(), b, steps, self.mode, bounded=True)
+        absent = {"full": (), "one_way": ("a3",), "none": ("a2", "a3")}[self.coupling]
+        return d._replace(**{name: d.a1.new_zeros(self.A_log[0].shape) for name in absent})
+
+    def rates(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """A1 to A4, (state, channel) each; A2 and A3 are 0 where they are not coupled."""
         own1, own4 = -torch.exp(self.A_log)
         if self.structure == "companion":
-            own1, own4 = -torch.ones_like(own1), own4[:, :1].expand_as(own4)
+            own1, own4 = -torch.ones_like(own1), own4[:1].expand_as(own4)
         crossing = list(self.A_cross) if self.coupling != "none" else []
         if self.mode == "zoh_per_matrix":
             # Below 0 as the own ones are; exp(step * 0) would be 1, the closest coupling of all.
@@ -254,9 +304,7 @@ class GridSSM(nn.Module):
             # Signs are free: the bound is on the absolute values.
             crossing = [-own * self.rho * torch.tanh(raw) for own, raw in zip((own1, own4), crossing, strict=False)]
         cross2, cross3 = [*crossing, *[torch.zeros_like(own1)] * 2][:2]
-        d = discretise((own1, cross2, cross3, own4), b, steps, self.mode, bounded=True)
-        absent = {"full": (), "one_way": ("a3",), "none": ("a2", "a3")}[self.coupling]
-        return d._replace(**{name: d.a1.new_zeros(own1.shape) for name in absent})
+        return own1, cross2, cross3, own4
 
     def _convolved(self, x: Tensor, state: Column | None) -> Tensor:
         if state is not None:
