@@ -125,7 +125,7 @@ def id_column(frame: pd.DataFrame, given: str | None, time: str, taken: Sequence
     if given is not None:
         return existing(frame, given, "--id"), Fact("ids", f"column {given}", "given")
     left = [name for name in frame.columns if name != time and name not in taken]
-    named = [name for name in left if str(name).strip().casefold() in IDS]
+    named = [name for name in left if _may_count(name)]
     if "unique_id" in named:
         return "unique_id", Fact("ids", "column unique_id", "the name")
     repeated = bool(frame[time].duplicated().any())
@@ -137,7 +137,7 @@ def id_column(frame: pd.DataFrame, given: str | None, time: str, taken: Sequence
         return words[0], Fact(
             "ids", f"column {words[0]}", "stamps occur more than once, and it is the only column of text"
         )
-    named = [name for name in named if name not in counters and (repeated or not _is_number(frame[name]))]
+    named = [name for name in named if name not in counters]
     if len(named) > 1:
         raise UserError(f"several columns may hold the ids: {', '.join(named)}; name it with --id")
     if named:
@@ -152,6 +152,11 @@ def _is_number(column: "pd.Series[Any]") -> bool:
         or pd.api.types.is_bool_dtype(column.dtype)
         or (column.dtype == object and not column.map(lambda cell: isinstance(cell, str | bytes)).any())
     )
+
+
+def _may_count(name: str) -> bool:
+    """Whether a column may hold ids or the numbers of rows, by its name or for want of one."""
+    return str(name).strip().casefold() in IDS or str(name).startswith("unnamed ")
 
 
 def _counts(column: "pd.Series[Any]") -> bool:
@@ -179,7 +184,7 @@ def target_columns(
     if not left:
         raise UserError("no column of values beside those of time, ids and covariates")
     if wide:
-        left = [name for name in left if not (str(name).strip().casefold() in IDS and _counts(frame[name]))]
+        left = [name for name in left if not (_may_count(name) and _counts(frame[name]))]
         shown = ", ".join(map(str, left[:12])) + (", ..." if len(left) > 12 else "")
         return left, Fact("values", f"{len(left)} columns: {shown}", "all that are left")
     for name in TARGETS:

@@ -1,6 +1,6 @@
 """Missing values: left missing, or filled by a rule that is named for each column."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Literal, get_args
 
 import numpy as np
@@ -52,6 +52,34 @@ def _known(policy: str) -> str:
     if policy not in get_args(Policy):
         raise UserError(f"fill must be one of {', '.join(get_args(Policy))}; got {policy!r}")
     return policy
+
+
+def fill_all(
+    values: Array, starts: NDArray[np.int64], policies: Sequence[str], season: int
+) -> NDArray[np.int64] | None:
+    """Fill the columns of series that lie one after another, in place.
+
+    Args:
+        values: (row, column).
+        starts: first row of each series, and the number of rows at the end.
+        policies: of each column.
+        season: steps.
+
+    Returns:
+        (row, column): the later row, counted from the first of its series, that a value was made from, or -1; None if
+        there is none.
+    """
+    needs: NDArray[np.int64] | None = None
+    for at, policy in enumerate(policies):
+        if policy in ("none", "observed") or not np.isnan(values[:, at]).any():
+            continue
+        for begin, end in zip(starts[:-1], starts[1:], strict=True):
+            made, later = filled(values[begin:end, at], policy, season)
+            values[begin:end, at] = made
+            if later is not None:
+                needs = np.full(values.shape, -1, np.int64) if needs is None else needs
+                needs[begin:end, at] = later
+    return needs
 
 
 def filled(values: Array, policy: str, season: int) -> tuple[Array, NDArray[np.int64] | None]:

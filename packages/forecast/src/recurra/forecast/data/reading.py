@@ -46,6 +46,8 @@ class Raw:
         facts: how it was read.
         path: of the file, or None.
         values: columns that the file says are the values.
+        labels: of columns that are called otherwise here.
+        typeless: numbers and text are told apart by their spelling alone.
     """
 
     frame: pd.DataFrame
@@ -54,6 +56,8 @@ class Raw:
     facts: list[Fact] = field(default_factory=list)
     path: Path | None = None
     values: list[str] = field(default_factory=list)
+    labels: dict[str, Any] = field(default_factory=dict)
+    typeless: bool = False
 
 
 def read(source: Any, *, text: Callable[[str], bool], separator: str | None = None, decimal: str | None = None) -> Raw:
@@ -83,7 +87,9 @@ def read(source: Any, *, text: Callable[[str], bool], separator: str | None = No
         with blaming(path):
             return _csv(path, head, text, separator, decimal)
     frame = source if isinstance(source, pd.DataFrame | pd.Series) else _to_pandas(source)
-    return Raw(_plain(frame), lambda row: f"row {row}", "data frame")
+    made = _plain(frame)
+    labels = {str(label): label for label in getattr(frame, "columns", ()) if not isinstance(label, str)}
+    return Raw(made, lambda row: f"row {row}", "data frame", labels=labels)
 
 
 def _refuse(path: Path, head: bytes) -> None:
@@ -201,7 +207,7 @@ def _csv(path: Path, head: bytes, text: Callable[[str], bool], separator: str | 
     frame = _frame(path, names, numeric, separator, decimal)
     empty = [name for name in names if name.startswith("unnamed ") and frame[name].isin(MISSING).all()]
     facts = [Fact("format", f"CSV, separated by {_SEPARATORS.get(separator, repr(separator))}", said), decimal_said]
-    return Raw(frame.drop(columns=empty), _Lines(path, separator), str(path), facts, path)
+    return Raw(frame.drop(columns=empty), _Lines(path, separator), str(path), facts, path, typeless=True)
 
 
 def _decoded(path: Path, data: bytes) -> str:
