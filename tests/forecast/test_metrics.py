@@ -38,8 +38,9 @@ def scorer(**options: Any) -> Scorer:
     return Scorer(**{"horizon": 5, "ids": 3, "scale": scale, "quantiles": QUANTILES, "levels": LEVELS, **options})
 
 
-def test_against_the_definitions() -> None:
-    given = windows()
+@pytest.mark.parametrize("count", [37, 5000])
+def test_against_the_definitions(count: int) -> None:
+    given = windows(count)
     one = scorer()
     one.add(**given)
     y, f = given["target"], given["prediction"]
@@ -60,7 +61,7 @@ def test_against_the_definitions() -> None:
     assert one.by_step()["mae"] == pytest.approx(np.abs(e).mean((0, 2)), rel=1e-13)
     assert one.by_step()["pearson"][2] == pytest.approx(np.mean(pearson[6:9]), rel=1e-12)
     assert one.by_id()["mase"] == pytest.approx(np.abs(e).mean((0, 1)) / scale, rel=1e-13)
-    assert (one.count, one.windows, one.unscored()) == (37 * 15, 37, {})
+    assert (one.count, one.windows, one.unscored()) == (count * 15, count, {})
 
 
 def test_crps_and_pinball_are_those_of_scoringrules() -> None:
@@ -174,9 +175,9 @@ def test_perfect_forecasts_leave_no_rounding() -> None:
 
 
 def test_a_forecast_that_is_no_number_is_not_scored_away() -> None:
-    given = windows()
-    given["prediction"][3, 2, 1] = np.nan
-    with pytest.raises(ValueError, match=r"^prediction is not finite at window 3, step 3, variate 1$"):
+    given = windows(5000)
+    given["prediction"][4003, 2, 1] = np.nan
+    with pytest.raises(ValueError, match=r"^prediction is not finite at window 4003, step 3, variate 1$"):
         scorer().add(**given)
     given = windows()
     given["quantiles"][5, 0, 2, 1] = np.inf

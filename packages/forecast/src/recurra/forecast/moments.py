@@ -25,16 +25,23 @@ class Moments:
         self.sums = {order: np.zeros((ids, horizon)) for order in _ORDERS}
 
     def add(self, rows: NDArray[np.int64], f: Array, y: Array, known: NDArray[np.bool_]) -> None:
-        """Take in forecasts and values (row, horizon), where known; the row's id is at its place in `rows`."""
-        order = np.argsort(rows, kind="stable")
-        found, first, repeats = np.unique(rows[order], return_index=True, return_counts=True)
-        f, y, known = f[order], y[order], known[order]
-        count = np.add.reduceat(known.astype(np.float64), first)
-        mean = [np.add.reduceat(np.where(known, one, 0.0), first) / np.maximum(count, 1) for one in (f, y)]
-        a, b = (np.where(known, one - np.repeat(m, repeats, axis=0), 0.0) for one, m in zip((f, y), mean, strict=True))
+        """Take in forecasts and values (row, horizon), 0 where not known; the row's id is at its place in `rows`."""
+        if (np.diff(rows) < 0).any():
+            order = np.argsort(rows, kind="stable")
+            rows, f, y, known = rows[order], f[order], y[order], known[order]
+        if not len(rows):
+            return
+        found, first, repeats = np.unique(rows, return_index=True, return_counts=True)
         other = Moments(len(found), f.shape[1])
-        other.count, other.mean = count, np.stack(mean)
-        other.sums = {(i, j): np.add.reduceat(a**i * b**j, first) for i, j in _ORDERS}
+        other.count = np.add.reduceat(known.astype(np.float64), first)
+        for index, table in enumerate((f, y)):  # 0 where nothing is known
+            other.mean[index] = np.add.reduceat(table, first) / np.maximum(other.count, 1)
+        a, b = (one - np.repeat(mean, repeats, axis=0) for one, mean in zip((f, y), other.mean, strict=True))
+        if not known.all():
+            a, b = np.where(known, a, 0.0), np.where(known, b, 0.0)
+        ab = a * b
+        powers = {(1, 1): ab, (2, 0): a * a, (0, 2): b * b, (2, 1): a * ab, (1, 2): ab * b, (2, 2): ab * ab}
+        other.sums = {order: np.add.reduceat(power, first) for order, power in powers.items()}
         self._join(found, other)
 
     def merge(self, other: "Moments") -> None:
@@ -49,8 +56,8 @@ class Moments:
         mean = (mine.mean * mine.count + other.mean * other.count) / np.maximum(count, 1)
         left, right = (one.about(mean) for one in (mine, other))
         self.count[index], self.mean[:, index] = count, mean
-        for order in _ORDERS:
-            self.sums[order][index] = left[order] + right[order]
+        for powers in _ORDERS:
+            self.sums[powers][index] = left[powers] + right[powers]
 
     def about(self, mean: Array) -> dict[tuple[int, int], Array]:
         """The sums about other means (2, id, horizon)."""
