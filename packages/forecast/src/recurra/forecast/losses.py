@@ -195,7 +195,7 @@ def r2_score(prediction: Target, target: Target, observed: Observed | None = Non
     mean = t.sum(0) / mask.sum(0).clamp_min(1)
     unexplained = torch.where(mask, (t - p).square(), 0).sum(-2) + 1e-8
     total = torch.where(mask, (t - mean).square(), 0).sum(-2) + 1e-8
-    return masked_mean(1 - unexplained / total, mask.any(-2))
+    return 1 - masked_mean(unexplained / total, mask.any(-2))
 
 
 def _root(mean: Tensor) -> Tensor:

@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 from recurra.core.checks import one_of
 from recurra.core.errors import UserError
 
-Array = NDArray[np.float64]
 Days = Float[np.ndarray, " day"]
 Execution = Literal["open", "close"]
 Simulator = Literal["auto", "bt", "own"]
@@ -235,7 +234,7 @@ def trading_table(
     return pd.DataFrame(rows)
 
 
-def _positions(wanted: Array, execution: Execution) -> tuple[Days, int]:
+def _positions(wanted: NDArray[np.int64], execution: Execution) -> tuple[Days, int]:
     """Position after each close, and how often it changes: from flat, and nothing is traded at the last close."""
     held = np.asarray(wanted, np.float64)
     position = np.concatenate([[0.0], held[:-1]]) if execution == "open" else np.append(held[:-1], held[-2:-1])
@@ -266,7 +265,7 @@ def _with_bt(close: Days, position: Days, capital: float) -> Days:
     return np.asarray(test.strategy.values.loc[dates], dtype=np.float64)
 
 
-def _check(**series: Array) -> None:
+def _check(**series: NDArray[Any]) -> None:
     """Refuses series of different lengths or of less than two days, or with values that are no prices.
 
     Raises:
