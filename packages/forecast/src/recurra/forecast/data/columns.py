@@ -110,7 +110,9 @@ def _is_date(column: "pd.Series[Any]") -> bool:
     return hasattr(cell, "year") or (isinstance(cell, str) and not cell.isdecimal() and any(formats(cell.strip())))
 
 
-def id_column(frame: pd.DataFrame, given: str | None, time: str, taken: Sequence[str]) -> tuple[str | None, Fact]:
+def id_column(
+    frame: pd.DataFrame, given: str | None, time: str, taken: Sequence[str], repeated: bool
+) -> tuple[str | None, Fact]:
     """The column of ids, or None: then every column of numbers is a series.
 
     Args:
@@ -118,6 +120,7 @@ def id_column(frame: pd.DataFrame, given: str | None, time: str, taken: Sequence
         given: by the user.
         time: column of stamps.
         taken: columns that are something else.
+        repeated: stamps occur more than once.
 
     Raises:
         UserError: there are several.
@@ -128,7 +131,6 @@ def id_column(frame: pd.DataFrame, given: str | None, time: str, taken: Sequence
     named = [name for name in left if _may_count(name)]
     if "unique_id" in named:
         return "unique_id", Fact("ids", "column unique_id", "the name")
-    repeated = bool(frame[time].duplicated().any())
     counters = [name for name in named if not repeated and _counts(frame[name])]
     words = [name for name in left if name not in named and not _is_number(frame[name]) and not _is_date(frame[name])]
     if repeated and not named and words:

@@ -126,7 +126,7 @@ class Grid:
         """Values of the rows (row, column) at their places (place, column); NaN at the others."""
         if len(values) == self.starts[-1]:
             return values
-        full = np.full((int(self.starts[-1]), values.shape[1]), np.nan)
+        full = np.full((int(self.starts[-1]), values.shape[1]), np.nan, order="F")
         full[self.places] = values
         return full
 

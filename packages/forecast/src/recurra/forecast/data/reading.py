@@ -291,7 +291,7 @@ def check_lines(path: Path, separator: str, fields: int) -> None:
     """
     line, seen, odd, blank = 0, 0, 0, True
     with _opened(path) as stream:
-        while piece := stream.read(1 << 22):
+        while piece := stream.read(1 << 19):
             data = np.frombuffer(piece, np.uint8)
             quotes = data == ord('"')
             outside = np.ones(len(data), np.bool_)
@@ -354,20 +354,21 @@ def _frame(path: Path, names: Sequence[str], numeric: Iterable[str], separator: 
 
     def parsed(numbers: set[str]) -> pd.DataFrame:
         with _opened(path) as stream:
-            frame: pd.DataFrame = pd.read_csv(
+            pieces = pd.read_csv(
                 stream,
                 sep=separator,
                 decimal=decimal,
                 header=0,
                 names=list(names),
                 index_col=False,
-                dtype={name: np.float64 if name in numbers else str for name in names},  # type: ignore[arg-type]
+                dtype={name: np.float64 if name in numbers else str for name in names},
                 keep_default_na=False,
-                na_values={name: list(MISSING) for name in numbers},  # type: ignore[arg-type]
+                na_values={name: list(MISSING) for name in numbers},
                 float_precision="round_trip",
                 encoding="utf-8-sig",
+                chunksize=1 << 16,
             )
-        return frame
+            return _joined(pieces, names)
 
     try:
         return parsed(known)
@@ -383,6 +384,21 @@ def _frame(path: Path, names: Sequence[str], numeric: Iterable[str], separator: 
             elif decimal != ".":
                 frame[name] = frame[name].str.replace(decimal, ".", regex=False)
         return frame
+
+
+def _joined(pieces: Iterable[pd.DataFrame], names: Sequence[str]) -> pd.DataFrame:
+    """One frame, each of whose columns is memory of its own: what is used up can be given back."""
+    parts: dict[str, list[Any]] = {name: [] for name in names}
+    for piece in pieces:
+        for name in names:
+            column = piece[name]
+            parts[name].append(column.to_numpy(copy=True) if column.dtype.kind == "f" else column)
+    whole: dict[str, Any] = {}
+    for name in names:
+        own = parts.pop(name)
+        whole[name] = np.concatenate(own) if isinstance(own[0], np.ndarray) else pd.concat(own, ignore_index=True)
+        del own
+    return pd.DataFrame(whole, copy=False)
 
 
 def _unreadable(path: Path, error: Exception) -> FileError:

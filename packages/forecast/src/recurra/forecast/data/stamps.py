@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator
+from datetime import timedelta, timezone
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from recurra.core.errors import UserError
 from recurra.core.inspection import Fact
 from recurra.forecast.data.values import MISSING, Where
 
+_NONE = np.iinfo(np.int64).min
 _UNITS = {"unix": "s", "s": "s", "ms": "ms", "us": "us", "ns": "ns"}
 _TIME = (
     r"(?P<gap>T|\s+)(?P<hour>\d{1,2}):\d{2}(?P<second>:\d{2}(?P<fraction>\.\d+)?)?"
@@ -140,85 +142,79 @@ def _numbers_fact(numbers: NDArray[np.int64]) -> Fact:
 
 
 def _of_text(column: "pd.Series[Any]", where: Where, date_format: str | None) -> tuple[pd.Index, list[Fact]]:
-    codes, unique = pd.factorize(column)
-    words = pd.Series(unique, dtype=str).str.strip()
-
-    def row(word: int) -> str:
-        return where(int((codes == word).argmax()))
-
-    blank = words.isin(MISSING).to_numpy(np.bool_)
-    if blank.any():
-        raise UserError(f"{row(int(blank.argmax()))}: column {column.name!r} has no stamp; every row needs one")
-    if words.str.fullmatch(r"[+-]?\d{1,18}(?:\.0*)?").all() and (date_format is None or date_format in _UNITS):
-        numbers = words.str.partition(".")[0].astype(np.int64)
-        found, facts = _of_numbers(numbers.rename(column.name), lambda word: row(int(word)), date_format)
-        return found.take(codes), facts
+    whole = True
+    for start, words in _blocks(column):
+        blank = words.isin(MISSING).to_numpy(np.bool_)
+        if blank.any():
+            raise UserError(f"{where(start + int(blank.argmax()))}: column {column.name!r} has no stamp; every row needs one")
+        whole = whole and bool(words.str.fullmatch(r"[+-]?\d{1,18}(?:\.0*)?").all())
+    if whole and (date_format is None or date_format in _UNITS or re.fullmatch(r"(?:%[Ymd])+", date_format)):
+        numbers = column.str.strip().str.partition(".")[0].astype(np.int64)
+        return _of_numbers(numbers.rename(column.name), where, date_format)
     if date_format in _UNITS:
         raise UserError(f"column {column.name!r} holds text; --date-format {date_format} is for whole numbers")
-    instants, facts = _Texts(words, column.name, row).read(date_format)
-    return instants.take(codes), facts
+    return _Texts(column, where).read(date_format)
+
+
+def _blocks(column: "pd.Series[Any]", size: int = 1 << 16) -> Iterator[tuple[int, "pd.Series[Any]"]]:
+    """Pieces of a column of text without blanks around, and where each begins: what is made of a piece is given back."""
+    for start in range(0, len(column), size):
+        yield start, column.iloc[start : start + size].str.strip()
 
 
 class _Texts:
     """Different spellings of one column, read until none is left.
 
     Args:
-        words: different texts in the order in which they occur.
-        name: of the column.
-        row: names the first row of a text.
+        words: the column.
+        where: names a row.
     """
 
-    def __init__(self, words: "pd.Series[Any]", name: object, row: Where) -> None:
-        self.words, self.name, self.row = words, name, row
-        self.instants = np.full(len(words), np.iinfo(np.int64).min)
+    def __init__(self, words: "pd.Series[Any]", where: Where) -> None:
+        self.words, self.where = words, where
+        self.instants = np.full(len(words), _NONE)
+        self.unit = "us"
         self.aware: dict[bool, int] = {}
         self.facts: list[Fact] = []
-        self.unit = "us" if not words.str.contains(r"\.\d{7,}", regex=True).any() else "ns"
 
     def read(self, date_format: str | None) -> tuple[pd.DatetimeIndex, list[Fact]]:
         left = np.arange(len(self.words))
         used: list[str] = []
         while len(left):
             if date_format and used:
-                raise self._no_stamp(int(left[0]), f"does not have the form {date_format} of --date-format")
-            options = [date_format] if date_format else list(formats(self.words.iloc[left[0]]))
+                raise self._no_stamp(int(left[0]), f"which has not the form {date_format} of --date-format")
+            options = [date_format] if date_format else list(formats(self._word(int(left[0]))))
             read = {form: self._try(form, left) for form in options}
-            chosen = self._choose({form: found for form, found in read.items() if found.notna().any()}, left)
-            found = read[chosen]
-            there = found.notna().to_numpy(np.bool_)
+            chosen = self._choose({form: found for form, found in read.items() if (found != _NONE).any()}, left)
+            there = read[chosen] != _NONE
             self.aware.setdefault("%z" in chosen or "UTC" in chosen, int(left[there.argmax()]))
-            self.instants[left[there]] = pd.DatetimeIndex(found[there]).as_unit(self.unit).asi8
-            used.append(f"{chosen} ({int(there.sum())} different)")
+            self.instants[left[there]] = read[chosen][there]
+            used.append(f"{chosen} ({int(there.sum())} rows)")
             left = left[~there]
         if len(self.aware) == 2:
-            raise _half_aware(self.name, self.row(self.aware[False]), self.row(self.aware[True]))
+            raise _half_aware(self.words.name, self.where(self.aware[False]), self.where(self.aware[True]))
         if used and not date_format:
             self.facts.append(Fact("dates", ", ".join(used), "their spelling"))
         stamps = pd.DatetimeIndex(self.instants.view(f"M8[{self.unit}]"))
-        return _even(self._in_zone(stamps) if self.aware.get(True) is not None else stamps), self.facts
+        return _even(self._in_zone(stamps) if True in self.aware else stamps), self.facts
 
-    def _try(self, form: str, left: NDArray[np.int64]) -> "pd.Series[Any]":
-        words = self.words.iloc[left]
-        if form == "quarter":
-            parts = words.str.extract(_QUARTER)
-            year, quarter = parts["year"].fillna(parts["year2"]), parts["quarter"].fillna(parts["quarter2"])
-            words = year + "-" + (quarter.astype(float) * 3 - 2).astype("Int64").astype(str).str.zfill(2)
-            return pd.to_datetime(words, format="%Y-%m", errors="coerce")
-        if "%W" in form or "%G" in form:
-            words = words + "1"
-        zoned = "%z" in form
-        if "UTC" in form:
-            words, form, zoned = (
-                words.str.replace(r"\s*(?:UTC|GMT)$", "+0000", regex=True),
-                form.replace("UTC", "%z"),
-                True,
-            )
-        try:
-            return pd.to_datetime(words, format=form, errors="coerce", utc=zoned)
-        except ValueError as error:
-            raise UserError(f"--date-format: {error}") from None
+    def _word(self, row: int) -> str:
+        return str(self.words.iloc[row]).strip()
 
-    def _choose(self, read: "dict[str, pd.Series[Any]]", left: NDArray[np.int64]) -> str:
+    def _try(self, form: str, left: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Instants of the rows that are left, read in one form; _NONE where that fails."""
+        words = self.words if len(left) == len(self.words) else self.words.iloc[left]
+        made = np.full(len(left), _NONE)
+        for start, block in _blocks(words):
+            found = pd.DatetimeIndex(_parsed(block, form))
+            if found.unit == "ns" and self.unit != "ns" and (found.asi8[found.notna()] % 1000).any():
+                self.unit = "ns"
+                for known in (made, self.instants):
+                    known[known != _NONE] *= 1000
+            made[start : start + len(block)] = found.as_unit(self.unit).asi8
+        return made
+
+    def _choose(self, read: dict[str, NDArray[np.int64]], left: NDArray[np.int64]) -> str:
         """The reading that all spellings of a kind allow.
 
         Raises:
@@ -226,44 +222,44 @@ class _Texts:
         """
         if not read:
             raise self._no_stamp(int(left[0]), "which is no date that is known here")
-        some = np.logical_or.reduce([found.notna().to_numpy(np.bool_) for found in read.values()])
-        whole = {form: found for form, found in read.items() if found.notna().to_numpy(np.bool_)[some].all()}
+        some = np.logical_or.reduce([found != _NONE for found in read.values()])
+        whole = {form: found for form, found in read.items() if (found != _NONE)[some].all()}
         if not whole:
             raise self._two_orders(read, left)
         chosen, *others = whole
         for other in others:
-            differ = (whole[chosen] != whole[other]).to_numpy(np.bool_) & some
+            differ = (whole[chosen] != whole[other]) & some
             if differ.any():
-                word = int(left[differ.argmax()])
+                row = int(left[differ.argmax()])
                 raise UserError(
-                    f"{self.row(word)}: column {self.name!r}: {self.words.iloc[word]!r} may be {chosen} or {other}, and no "
-                    f"row decides; pass --date-format '{chosen}' or --date-format '{other}'"
+                    f"{self.where(row)}: column {self.words.name!r}: {self._word(row)!r} may be {chosen} or {other}, and "
+                    f"no row decides; pass --date-format '{chosen}' or --date-format '{other}'"
                 )
         for other in read.keys() - whole.keys():
-            word = int(left[(read[other].isna().to_numpy(np.bool_) & some).argmax()])
-            evidence = f"{self.row(word)}: {self.words.iloc[word]!r} is no {other}"
+            row = int(left[((read[other] == _NONE) & some).argmax()])
+            evidence = f"{self.where(row)}: {self._word(row)!r} is no {other}"
             self.facts.append(Fact("order of day and month", chosen, evidence))
         return chosen
 
-    def _two_orders(self, read: "dict[str, pd.Series[Any]]", left: NDArray[np.int64]) -> UserError:
+    def _two_orders(self, read: dict[str, NDArray[np.int64]], left: NDArray[np.int64]) -> UserError:
         said = []
         for form, found in read.items():
-            others = [one.notna().to_numpy(np.bool_) for key, one in read.items() if key != form]
-            alone = found.notna().to_numpy(np.bool_) & ~np.logical_or.reduce(others)
+            others = [one != _NONE for key, one in read.items() if key != form]
+            alone = (found != _NONE) & ~np.logical_or.reduce(others)
             if alone.any():
-                word = int(left[alone.argmax()])
-                said.append(f"{self.row(word)}: {self.words.iloc[word]!r} is {form}")
-        return UserError(f"column {self.name!r} mixes orders of day and month: {', '.join(said[:2])}; mend the rows")
+                row = int(left[alone.argmax()])
+                said.append(f"{self.where(row)}: {self._word(row)!r} is {form}")
+        return UserError(f"column {self.words.name!r} mixes orders of day and month: {', '.join(said[:2])}; mend the rows")
 
-    def _no_stamp(self, word: int, why: str) -> UserError:
-        shown = str(self.words.iloc[word])[:40]
+    def _no_stamp(self, row: int, why: str) -> UserError:
+        shown = self._word(row)[:40]
         return UserError(
-            f"{self.row(word)}: column {self.name!r} holds {shown!r}, {why}; expected a date, or --date-format"
+            f"{self.where(row)}: column {self.words.name!r} holds {shown!r}, {why}; expected a date, or --date-format"
         )
 
     def _in_zone(self, stamps: pd.DatetimeIndex) -> pd.DatetimeIndex:
         """With the offset that all texts have; UTC if they have several."""
-        tails = self.words.str.slice(-6).unique()
+        tails = {tail for _, block in _blocks(self.words) for tail in block.str.slice(-6).unique()}
         found = {re.sub(r".*?(Z|UTC|GMT|[+-]\d{2}:?\d{2})$", r"\1", tail).replace(":", "") for tail in tails}
         stamps = stamps.tz_localize("UTC")
         if found <= {"Z", "UTC", "GMT", "+0000", "-0000"}:
@@ -273,9 +269,24 @@ class _Texts:
             return stamps
         (offset,) = found
         minutes = (int(offset[1:3]) * 60 + int(offset[3:5])) * (-1 if offset[0] == "-" else 1)
-        from datetime import timedelta, timezone
-
         return stamps.tz_convert(timezone(timedelta(minutes=minutes)))
+
+
+def _parsed(words: "pd.Series[Any]", form: str) -> "pd.Series[Any]":
+    """Instants of texts of one form; NaT for those that have another."""
+    if form == "quarter":
+        parts = words.str.extract(_QUARTER)
+        year, quarter = parts["year"].fillna(parts["year2"]), parts["quarter"].fillna(parts["quarter2"])
+        months = (quarter.astype(float) * 3 - 2).astype("Int64").astype(str).str.zfill(2)
+        return pd.to_datetime(year + "-" + months, format="%Y-%m", errors="coerce")
+    if form.endswith("W%V%u"):
+        words = words + "1"
+    if "UTC" in form:
+        words, form = words.str.replace(r"\s*(?:UTC|GMT)$", "+0000", regex=True), form.replace("UTC", "%z")
+    try:
+        return pd.to_datetime(words, format=form, errors="coerce", utc="%z" in form)
+    except ValueError as error:
+        raise UserError(f"--date-format: {error}") from None
 
 
 def formats(word: str) -> Iterator[str]:

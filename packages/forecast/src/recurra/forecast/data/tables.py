@@ -168,6 +168,7 @@ class _Opening:
             categories = self._categories((*given.past, *given.future))
             covariates = exogenous.lay_covariates(frame, rows, laid, roles, categories, policies, frequency.season)
         static = self._static(rows, static_frame, ids)
+        categories = self._categories((*roles.past, *roles.future, *roles.static))
         values = self._values(rows, laid)
         missing = np.isnan(values).sum(axis=0)
         needs = filling.fill_all(values, laid.starts, [policies[name] for name in roles.targets], frequency.season)
@@ -189,7 +190,7 @@ class _Opening:
             ids,
             roles.past,
             roles.future,
-            self._categories((*roles.past, *roles.future, *roles.static)),
+            categories,
             values if roles.id is None else None,
         )
         facts += findings.of_series(panel)
@@ -207,7 +208,7 @@ class _Opening:
         facts += found
         if not len(frame):
             raise UserError("has no rows")
-        id_, said = columns.id_column(frame, given.id, time, (*given.targets, *covariates))
+        id_, said = columns.id_column(frame, given.id, time, (*given.targets, *covariates), not stamps.is_unique)
         facts.append(said)
         taken = [name for name in (id_, time, *covariates) if name is not None]
         targets, said = columns.target_columns(frame, given.targets or self.raw.values or None, id_ is None, taken)
@@ -224,10 +225,11 @@ class _Opening:
         return ", ".join(f"{name} {self.raw.frame[name].iloc[row]}" for name in self.roles.targets[:3])
 
     def _values(self, rows: grid.Rows, laid: grid.Grid) -> Array:
-        values = np.empty((len(rows.series), len(self.roles.targets)))
+        values = np.empty((len(rows.series), len(self.roles.targets)), order="F")
         straight = bool((np.diff(rows.order, prepend=-1) == 1).all())
         for at, name in enumerate(self.roles.targets):
-            numbers = to_numbers(self.raw.frame[name], self.raw.where)
+            # The column is needed no more: a large table is held once, not twice.
+            numbers = to_numbers(self.raw.frame.pop(name), self.raw.where)
             values[:, at] = numbers if straight else numbers[rows.order]
         return laid.spread(values)
 
