@@ -215,7 +215,7 @@ def intermediates(model: TPGN, folded: Tensor) -> dict[str, Tensor]:
 
 def calendar(stamps: pd.DatetimeIndex) -> Tensor:
     """Hour, day of week, of month and of year, each between -0.5 and 0.5."""
-    parts = [stamps.hour / 23, stamps.dayofweek / 6, (stamps.day - 1) / 30, (stamps.dayofyear - 1) / 365]
+    parts = [stamps.hour / 23, stamps.day_of_week / 6, (stamps.day - 1) / 30, (stamps.day_of_year - 1) / 365]
     return torch.tensor(np.stack([np.asarray(part) for part in parts], -1) - 0.5, dtype=torch.float32)
 
 

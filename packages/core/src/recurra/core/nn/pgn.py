@@ -195,7 +195,8 @@ def convolved(
     spectrum = torch.fft.rfft(x, length, dim=2).transpose(1, 2)  # (channel, frequency, feature, place)
     response = torch.fft.rfft(F.pad(weight.flip(-1), (1, 0)), length).movedim(-1, 1)
     product = torch.matmul(response, spectrum).transpose(1, 2)
-    return torch.fft.irfft(product, length, dim=2)[:, :, :rows]
+    history: Tensor = torch.fft.irfft(product, length, dim=2)[:, :, :rows]
+    return history
 
 
 # --- the gate: σ(s) ⊙ H + (1 - σ(s)) ⊙ tanh(t)
