@@ -1,6 +1,6 @@
 """What tools/bench measures, one file a group of cases, and the goals that the figures are held against."""
 
-from bench_cases import engine, gated, kernels, memory, mri, scans
+from bench_cases import engine, forecast, gated, kernels, memory, mri, scans
 from bench_cases.case import Case, Run
 
 # In the order of the tables.
@@ -11,6 +11,7 @@ CASES: dict[str, Case] = {
     **scans.CASES,
     **memory.CASES,
     **engine.CASES,
+    **forecast.CASES,
 }
 
 __all__ = ["CASES", "Case", "Run"]

