@@ -30,7 +30,7 @@ class Solution:
     def spread(self, direction: Array | None = None) -> Array:
         """Root of the diagonal of the unscaled covariance, or of its quadratic form in one direction."""
         if direction is None:
-            return np.sqrt(np.einsum("ij,ij->j", self.root, self.root))
+            return np.asarray(np.sqrt(np.einsum("ij,ij->j", self.root, self.root)))
         return np.asarray(np.linalg.norm(self.root @ direction))
 
 
