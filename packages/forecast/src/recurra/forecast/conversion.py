@@ -148,8 +148,6 @@ def _read_arnet(path: Path, given: Mapping[str, Any]) -> Found:
     return Found(ARNet, config, weights)
 
 
-
-
 # --- ReGENN
 
 _REGENN_NAMES = {"stride": "horizon", "ablation_mode": "ablation"}
@@ -254,35 +252,21 @@ def _read_resnls(path: Path, given: Mapping[str, Any]) -> Found:
 
 # --- the sources
 
-
-def _with_residuals(read: Any) -> Any:
-    """The reader, whose weights have the residuals, none, that intervals are made of."""
-
-    def whole(path: Path, given: Mapping[str, Any]) -> Found:
-        found: Found = read(path, given)
-        found.weights["residuals"] = torch.zeros(0, 0, 0)
-        return found
-
-    return whole
-
-
 SOURCES = {
     "tpgn": Source(
         "https://github.com/Water2sea/TPGN",
         "its repository states none",
-        _with_residuals(_read_tpgn),
+        _read_tpgn,
         frozenset({"freq"}),
     ),
-    "arnet": Source(
-        "https://github.com/ourownstory/AR-Net", "no trained weights are published", _with_residuals(_read_arnet)
-    ),
+    "arnet": Source("https://github.com/ourownstory/AR-Net", "no trained weights are published", _read_arnet),
     "regenn": Source(
         "https://github.com/gabrielspadon/ReGENN",
         "its code is under GPL-3.0",
-        _with_residuals(_read_regenn),
+        _read_regenn,
         REGENN_KEYS,
     ),
-    "resnls": Source("https://github.com/Yuanzhe-Jia/ResNLS", "its code is under MIT", _with_residuals(_read_resnls)),
+    "resnls": Source("https://github.com/Yuanzhe-Jia/ResNLS", "its code is under MIT", _read_resnls),
 }
 
 

@@ -76,8 +76,7 @@ class ARNet(Forecaster):
         delay: epochs until the penalty of v0_1 is whole.
         parity: leave out what keeps the penalty's gradient finite at 0.
         quantiles: distances from the median are learned; the median is the point forecast.
-        calibration: rows of residuals.
-        channels: variates that residuals are kept apart for.
+        calibration: see `Forecaster`.
     """
 
     takes_covariates = True
@@ -98,11 +97,10 @@ class ARNet(Forecaster):
         delay: float = 10.0,
         parity: bool = False,
         quantiles: tuple[float, ...] = (),
-        calibration: int = 0,
-        channels: int = 1,
+        calibration: tuple[int, int, int] = (0, 0, 0),
     ) -> None:
         super().__init__(
-            window=window, horizon=horizon, quantiles=quantiles, calibration=calibration, channels=channels
+            window=window, horizon=horizon, quantiles=quantiles, calibration=calibration
         )
         one_of("regulariser", regulariser, Regulariser)
         if not 0 < sparsity <= 1:

@@ -39,8 +39,7 @@ class AutoRegression(Forecaster):
         trend: "n" nothing, "c" a constant, "ct" a constant and a line in time.
         prune: lags within so many standard errors of 0 are left out; None keeps all.
         quantiles: of the forecasts, out of normal errors with the variance of the residuals.
-        calibration: rows of residuals.
-        channels: variates that residuals are kept apart for.
+        calibration: see `Forecaster`.
 
     Attributes:
         coefficients: (p,) in float64, lag 1 first; 0 where pruned.
@@ -66,11 +65,10 @@ class AutoRegression(Forecaster):
         trend: Trend = "c",
         prune: float | None = None,
         quantiles: tuple[float, ...] = (),
-        calibration: int = 0,
-        channels: int = 1,
+        calibration: tuple[int, int, int] = (0, 0, 0),
     ) -> None:
         super().__init__(
-            window=window, horizon=horizon, quantiles=quantiles, calibration=calibration, channels=channels
+            window=window, horizon=horizon, quantiles=quantiles, calibration=calibration
         )
         one_of("trend", trend, Trend)
         if prune is not None and not prune > 0:

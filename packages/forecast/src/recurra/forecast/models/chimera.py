@@ -175,8 +175,7 @@ class Chimera(Forecaster):
         window: int,
         horizon: int,
         quantiles: tuple[float, ...] = (),
-        calibration: int = 0,
-        channels: int = 1,
+        calibration: tuple[int, int, int] = (0, 0, 0),
         patch: int = 24,
         width: int = 32,
         inner: int = 32,
@@ -204,7 +203,7 @@ class Chimera(Forecaster):
         dropout: float = 0.0,
     ) -> None:
         super().__init__(
-            window=window, horizon=horizon, quantiles=quantiles, calibration=calibration, channels=channels
+            window=window, horizon=horizon, quantiles=quantiles, calibration=calibration
         )
         at_least_one(patch=patch, width=width, inner=inner, layers=layers, kernel=kernel)
         one_of("head", head, Head)

@@ -21,8 +21,7 @@ class Forecaster(Pretrained, ABC):
         window: steps that it sees.
         horizon: steps that it forecasts.
         quantiles: of the forecasts beside the point, ascending, between 0 and 1; none by default.
-        calibration: rows of residuals that intervals are made of; 0 for none.
-        channels: variates that the residuals are kept apart for.
+        calibration: rows, steps and channels of the residuals that intervals are made of; no rows for none.
 
     Attributes:
         layout: what the variates of a batch are. "series": one, any series, all with the same weights. "variates": all
@@ -42,16 +41,16 @@ class Forecaster(Pretrained, ABC):
         window: int,
         horizon: int,
         quantiles: tuple[float, ...] = (),
-        calibration: int = 0,
-        channels: int = 1,
+        calibration: tuple[int, int, int] = (0, 0, 0),
     ) -> None:
         super().__init__()
-        at_least_one(window=window, horizon=horizon, channels=channels)
+        at_least_one(window=window, horizon=horizon)
         if sorted(set(quantiles)) != list(quantiles) or not all(0 < q < 1 for q in quantiles):
             raise ValueError(f"quantiles must ascend between 0 and 1; got {quantiles}")
         self.window, self.horizon, self.quantiles = window, horizon, quantiles
         # Absolute residuals on the model's scale, of windows that it was not trained on: infinite where one is unknown.
-        self.register_buffer("residuals", torch.full((calibration, horizon, channels), torch.inf))
+        empty = torch.full(calibration, torch.inf)
+        self.register_buffer("residuals", empty, persistent=bool(empty.numel()))
 
     residuals: Tensor
 
@@ -77,10 +76,9 @@ class Forecaster(Pretrained, ABC):
         """What is added to the training loss, when this share of the training is done; nothing by default."""
         return None
 
-    def calibrated(self: _Self, residuals: Float[Tensor, "row horizon channel"]) -> _Self:
-        """The same model with these absolute residuals, on its own scale."""
-        rows, _, channels = residuals.shape
-        model = type(self)(**{**self.config, "calibration": rows, "channels": channels})
+    def calibrated(self: _Self, residuals: Float[Tensor, "row step channel"]) -> _Self:
+        """The same model with these absolute residuals, on its own scale; one channel serves all variates."""
+        model = type(self)(**{**self.config, "calibration": tuple(residuals.shape)})
         model.load_state_dict({**self.state_dict(), "residuals": residuals})
         model.metadata = dict(self.metadata)
         return model.train(self.training)

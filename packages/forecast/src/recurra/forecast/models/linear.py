@@ -35,8 +35,7 @@ class LinearMap(Forecaster):
         constant: whether there is a b.
         ridge: penalty on the squares of W and b beside the mean squared error of a sample.
         quantiles: none; intervals come from residuals.
-        calibration: rows of residuals.
-        channels: variates that residuals are kept apart for.
+        calibration: see `Forecaster`.
     """
 
     def __init__(
@@ -48,11 +47,10 @@ class LinearMap(Forecaster):
         constant: bool = False,
         ridge: float = 0.01,
         quantiles: tuple[float, ...] = (),
-        calibration: int = 0,
-        channels: int = 1,
+        calibration: tuple[int, int, int] = (0, 0, 0),
     ) -> None:
         super().__init__(
-            window=window, horizon=horizon, quantiles=quantiles, calibration=calibration, channels=channels
+            window=window, horizon=horizon, quantiles=quantiles, calibration=calibration
         )
         if quantiles:
             raise ValueError("LinearMap has no quantiles; its intervals come from residuals")

@@ -62,7 +62,6 @@ class ReGENN(Forecaster):
             the one of the last training step.
         batch_size: samples of a part of a batch that has its own diagonal rule in the graph.
         calibration: see `Forecaster`.
-        channels: see `Forecaster`.
 
     Attributes:
         step_of_epoch: number of the training step within the epoch, from 0, which the training sets before every step:
@@ -92,10 +91,9 @@ class ReGENN(Forecaster):
         attend_over: AttendOver = "variables",
         target_graph: TargetGraph = "current",
         batch_size: int = 32,
-        calibration: int = 0,
-        channels: int = 1,
+        calibration: tuple[int, int, int] = (0, 0, 0),
     ) -> None:
-        super().__init__(window=window, horizon=horizon, calibration=calibration, channels=channels)
+        super().__init__(window=window, horizon=horizon, calibration=calibration)
         at_least_one(variables=variables, batch_size=batch_size)
         one_of("gate", gate, Gate)
         one_of("sequencer", sequencer, (None, *_GATES))

@@ -30,7 +30,6 @@ class ResNLS(Forecaster):
         variant: what feeds the LSTM: the sum of "paper", or as "published" the window alone.
         dropout: within the convolutional network.
         calibration: see `Forecaster`.
-        channels: see `Forecaster`.
     """
 
     layout: ClassVar[Layout] = "series"
@@ -43,10 +42,9 @@ class ResNLS(Forecaster):
         hidden: int = 64,
         variant: Variant = "paper",
         dropout: float = 0.1,
-        calibration: int = 0,
-        channels: int = 1,
+        calibration: tuple[int, int, int] = (0, 0, 0),
     ) -> None:
-        super().__init__(window=window, horizon=horizon, calibration=calibration, channels=channels)
+        super().__init__(window=window, horizon=horizon, calibration=calibration)
         at_least_one(hidden=hidden)
         one_of("variant", variant, Variant)
         self.variant = variant

@@ -105,7 +105,6 @@ class TPGN(Forecaster):
         short: with the short-term branch, as published.
         quantiles: none; it makes point forecasts.
         calibration: see `Forecaster`.
-        channels: see `Forecaster`.
 
     Raises:
         ValueError: the window has fewer than two periods, or quantiles are asked for.
@@ -126,11 +125,10 @@ class TPGN(Forecaster):
         norm: bool,
         short: bool = True,
         quantiles: tuple[float, ...] = (),
-        calibration: int = 0,
-        channels: int = 1,
+        calibration: tuple[int, int, int] = (0, 0, 0),
     ) -> None:
         super().__init__(
-            window=window, horizon=horizon, quantiles=quantiles, calibration=calibration, channels=channels
+            window=window, horizon=horizon, quantiles=quantiles, calibration=calibration
         )
         at_least_one(period=period, variates=variates, hidden=hidden)
         if quantiles:
@@ -140,7 +138,6 @@ class TPGN(Forecaster):
         if window < 2 * period:
             raise ValueError(f"window must be at least two periods, {2 * period} steps; got {window}")
         # Keys are the authors'; what they do not have is stored from when it says something.
-        self.register_buffer("residuals", self.residuals, persistent=calibration > 0)
         self.period, self.variates, self.features, self.norm = period, variates, features, norm
         self.TPGN = TemporalPGN(
             1 + features,

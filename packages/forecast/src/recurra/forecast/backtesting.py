@@ -1,0 +1,471 @@
+"""Forecasts from many origins, each as if it were today: rows are written as they are made, and scored."""
+
+import csv
+import json
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from recurra.core.device import choose_device
+from recurra.core.errors import Interrupted, UserError
+from recurra.core.files import check_file, check_folder, guard_inputs, open_output, writing
+from recurra.core.screen import print_table, progress
+from recurra.forecast.data.context import Context
+from recurra.forecast.data.panel import Panel
+from recurra.forecast.data.prepared import Prepared, prepare, shared_starts
+from recurra.forecast.data.tables import open_panel
+from recurra.forecast.data.windows import Windows
+from recurra.forecast.evaluation import NAIVE, mase_scale, seed_folders
+from recurra.forecast.inference import load_checkpoint
+from recurra.forecast.intervals import RollingConformal, interval_columns, parse_levels
+from recurra.forecast.methods import Batch, Method, Views, baselines, check_baselines, network
+from recurra.forecast.metrics import Scorer, ratios
+from recurra.forecast.models.forecaster import Forecaster
+from recurra.forecast.trading import trading_table
+
+Array = NDArray[np.float64]
+ROWS, TABLE, SUMMARY, STRIP, TRADES = "backtest.csv", "metrics.csv", "metrics.json", "strip.png", "trading.csv"
+_ROLLING = 50_000_000
+"""The most residuals that rolling intervals keep: 200 MB."""
+
+
+@dataclass(frozen=True)
+class Backtesting:
+    """How a table is forecast from many origins; see the verb `backtest`."""
+
+    checkpoint: "str | Path | Forecaster"
+    origins: int | None = None
+    stride: int | None = None
+    cutoffs: tuple[str, ...] = ()
+    refit: int = 0
+    baselines: tuple[str, ...] = ()
+    levels: tuple[str | float, ...] = ("80", "95")
+    rolling: bool = True
+    season: int | None = None
+    trading: bool = False
+    fee: float = 0.001
+    fill: str | None = None
+    device: str = "auto"
+    batch_size: int = 256
+    quiet: bool = False
+
+    def check(self) -> None:
+        """Refuse options that do not serve.
+
+        Raises:
+            UserError: they contradict each other, or one names nothing.
+        """
+        parse_levels(self.levels)
+        check_baselines(self.baselines)
+        if self.cutoffs and (self.origins or self.stride):
+            raise UserError("--cutoff names the origins; --origins and --stride choose others. Give one of them")
+        if self.refit and not _recipe_of(self.checkpoint):
+            raise UserError(f"{self.checkpoint}: has no recipe.yaml to train by again; give a run folder, or --refit 0")
+
+
+@dataclass
+class Backtest:
+    """What came of it.
+
+    Attributes:
+        title: what was forecast.
+        scores: of each method.
+        trading: table of strategies, if there is one.
+        outputs: files written.
+        notes: what a user should hear.
+    """
+
+    title: str
+    scores: dict[str, dict[str, float]]
+    outputs: list[Path]
+    trading: pd.DataFrame | None = None
+    notes: list[str] = field(default_factory=list)
+
+    def show(self) -> None:
+        """Print the tables, the notes and the paths."""
+        names = list(next(iter(self.scores.values())))
+        print_table(
+            ("method", *names),
+            [(method, *(row[name] for name in names)) for method, row in self.scores.items()],
+            title=self.title,
+        )
+        if self.trading is not None:
+            rows = self.trading.fillna("").to_numpy().tolist()
+            print_table(
+                tuple(self.trading.columns),
+                rows,
+                title="trading, long or flat, beside random signals of as many trades",
+            )
+        for note in self.notes:
+            print(f"note: {note}")
+        for path in self.outputs:
+            print(path)
+
+
+def run_backtest(how: Backtesting, data: Any, out: Path, *, overwrite: bool) -> Backtest:
+    """What the verb `backtest` does, with its options; `data` may be a data frame too."""
+    how.check()
+    check_folder(out)
+    if isinstance(data, Path):
+        check_file(data, "a table")
+        guard_inputs([out / name for name in (ROWS, TABLE, SUMMARY, STRIP, TRADES)], [data])
+    open_output(out, overwrite)
+    models = load_models(how.checkpoint, how.device)
+    first = next(iter(models.values()))
+    context = Context.of(first)
+    options = {**context.options, **({} if how.fill is None else {"fill": how.fill})}
+    panel = open_panel(data, **options)
+    prepared = prepare(panel, first, context)
+    windows = _windows(how, prepared, first)
+    run = _Run(how, prepared, windows, models, how.season or context.season)
+    out.mkdir(parents=True, exist_ok=True)
+    with writing(out / ROWS) as part, part.open("w", newline="", encoding="utf-8") as stream:
+        run.write(stream)
+    result = run.result(out)
+    if how.trading:
+        result.trading = _trading(how, run, data, context)
+        with writing(out / TRADES) as part:
+            result.trading.to_csv(part, index=False)
+        result.outputs.append(out / TRADES)
+    return result
+
+
+def load_models(checkpoint: Any, device: str) -> dict[str, Forecaster]:
+    """The models by their names in tables: of a checkpoint, or of the seeds in a folder."""
+    target = choose_device(device)
+    seeds = seed_folders(checkpoint)
+    if not seeds:
+        model = load_checkpoint(checkpoint)
+        return {type(model).__name__: model.to(target).eval()}
+    models = {path.name: load_checkpoint(path) for path in seeds}
+    return {f"{type(model).__name__} {name}": model.to(target).eval() for name, model in models.items()}
+
+
+def _recipe_of(checkpoint: Any) -> Path | None:
+    folder = Path(str(checkpoint))
+    seeds = seed_folders(folder)
+    path = (seeds[0] if seeds else folder) / "recipe.yaml"
+    return path if path.is_file() else None
+
+
+def _windows(how: Backtesting, prepared: Prepared, model: Forecaster) -> Windows:
+    """Every origin after the rows that the model was trained and chosen on, or those that were asked for."""
+    horizon, window = model.horizon, model.window
+    origins = {}
+    for number, block in enumerate(prepared.blocks):
+        last = len(block.values) - horizon
+        if how.cutoffs:
+            rows = np.array(sorted({_after(block.stamps, cutoff, prepared.panel) for cutoff in how.cutoffs}), np.int64)
+        else:
+            stop = max(prepared.borders[part][number][1] for part in ("train", "val"))
+            rows = np.arange(max(stop, window), last + 1, how.stride or 1, dtype=np.int64)
+        rows = rows[(rows >= window) & (rows <= last)]
+        origins[number] = rows[-how.origins :] if how.origins else rows
+    windows = prepared.at(origins, model)
+    if not len(windows):
+        raise UserError(
+            f"{prepared.panel.source}: no origin has {window} rows before and {horizon} after it that the model was not "
+            "trained on; give a longer table or other --cutoff"
+        )
+    return windows
+
+
+def _after(stamps: pd.Index, cutoff: str, panel: Panel) -> int:
+    """Row of the first stamp after a cutoff."""
+    try:
+        if isinstance(stamps, pd.DatetimeIndex):
+            at: Any = pd.Timestamp(cutoff)
+            at = at.tz_localize(stamps.tz) if stamps.tz is not None and at.tz is None else at
+        else:
+            at = int(cutoff)
+    except (ValueError, TypeError) as error:
+        raise UserError(f"--cutoff {cutoff!r} is no stamp such as {stamps[-1]}") from error
+    if at >= stamps[-1]:
+        raise UserError(f"--cutoff {cutoff}: {panel.source} ends at {stamps[-1]}, nothing after it could be scored")
+    return int(stamps.searchsorted(at, side="right"))
+
+
+class _Run:
+    """Forecasts of all methods from all origins, in the order of time."""
+
+    def __init__(
+        self, how: Backtesting, prepared: Prepared, windows: Windows, models: dict[str, Forecaster], season: int
+    ) -> None:
+        self.how, self.prepared, self.windows, self.models = how, prepared, windows, models
+        self.levels = parse_levels(how.levels)
+        model = next(iter(models.values()))
+        self.starts = np.asarray(shared_starts(prepared))
+        self.views = Views(prepared, model, max(model.window, 3 * season + 1), self.starts.tolist())
+        self.simple = baselines(how.baselines, self.views, season)
+        by_window = prepared.context.by_window
+        self.networks = [network(name, one, by_window=by_window) for name, one in models.items()]
+        order = np.lexsort((windows.block, self.starts[windows.block] + windows.origin))
+        self.order = order.astype(np.int64)
+        self.times = (self.starts[windows.block] + windows.origin)[self.order]
+        stops = [stop for _, stop in prepared.borders["train"]]
+        scale = [
+            pair
+            for block, stop in zip(prepared.blocks, stops, strict=True)
+            for pair in mase_scale(block.values[:stop], season)
+        ]
+        absolute, square = (np.asarray(one) for one in zip(*scale, strict=True))
+        self.scorers = {
+            one.name: Scorer(
+                windows.horizon, len(absolute), scale=(absolute, square), levels=self.levels, correlations=False
+            )
+            for one in [*self.simple, *self.networks]
+        }
+        self.notes: list[str] = []
+        self.kept: list[tuple[Batch, dict[str, Array]]] = []
+        self.one_step: dict[str, list[Array]] = {one.name: [] for one in self.networks}
+        self._prepare_intervals()
+
+    def _prepare_intervals(self) -> None:
+        model = next(iter(self.models.values()))
+        val = self.prepared.windows("val", model)
+        for method in [*self.simple, *self.networks]:
+            method.calibrate(self.views, val)
+        series = int(self.views.ids.max()) + 1
+        size = series * self.windows.horizon * 200
+        self.rolling: dict[str, RollingConformal] = {}
+        if not self.how.rolling or not self.levels:
+            return
+        if size > _ROLLING:
+            self.notes.append(
+                f"{series} series x {self.windows.horizon} steps: intervals are those of the validation rows"
+            )
+            return
+        chosen = np.unique(np.linspace(0, len(val) - 1, min(200, len(val))).round().astype(np.int64))
+        for method in [*self.simple, *self.networks]:
+            residuals = method.residuals(self.views, val, chosen)
+            channels = residuals.shape[2]
+            wide = residuals if channels == series else np.repeat(residuals[..., :1], series, 2)
+            self.rolling[method.name] = RollingConformal(np.where(np.isinf(wide), np.nan, wide))
+
+    def write(self, stream: TextIO) -> None:
+        """Write the rows, and score them."""
+        table = csv.writer(stream)
+        table.writerow(self._header())
+        done, count = 0, len(self.order)
+        try:
+            with progress(count, "backtest", unit="windows", quiet=self.how.quiet) as advance:
+                for indices in self._batches():
+                    self._refit(int(self.times[done]), done)
+                    for batch in self.views.batches(self.windows, len(indices), indices):
+                        self._take(table, batch, indices)
+                    done += len(indices)
+                    advance(len(indices))
+        except KeyboardInterrupt as stop:
+            raise Interrupted(f"interrupted; {done} of {count} windows were done, nothing is written") from stop
+
+    def _batches(self) -> Iterator[NDArray[np.int64]]:
+        """Windows so many at a time; none across a refit, and with rolling intervals those of one origin stay together."""
+        size, refit = self.how.batch_size, self.how.refit
+        edges = [0]
+        instants = np.flatnonzero(np.diff(self.times, prepend=self.times[0] - 1))  # first window of every origin
+        for number, place in enumerate(instants):
+            if place > edges[-1] and ((refit and number % refit == 0) or place - edges[-1] >= size):
+                edges.append(int(place))
+        for first, last in zip(edges, [*edges[1:], len(self.order)], strict=True):
+            yield self.order[first:last]
+
+    def _refit(self, origin: int, done: int) -> None:
+        """Train again on the rows before an origin, where that is due."""
+        if not self.how.refit:
+            return
+        number = len(np.unique(self.times[: done + 1])) - 1
+        if number % self.how.refit or not number:
+            return
+        for method, (name, model) in zip(self.networks, list(self.models.items()), strict=True):
+            fresh = refitted(self.how, name, model, self.prepared, origin, self.starts)
+            self.models[name] = fresh
+            method.solve = network(name, fresh, by_window=self.prepared.context.by_window).solve
+
+    def _header(self) -> list[str]:
+        id_name, time_name = self.prepared.panel.names
+        names = [id_name, *(["variable"] if len(self.prepared.panel.variables) > 1 else []), time_name, "cutoff", "y"]
+        for method in [*self.networks, *self.simple]:
+            names.append(method.name)
+            if method in self.networks:
+                names += [end for pair in interval_columns(method.name, self.levels).values() for end in pair]
+        return names
+
+    def _take(self, table: Any, batch: Batch, indices: NDArray[np.int64]) -> None:
+        made = {method.name: method(batch) for method in [*self.simple, *self.networks]}
+        ends = {method.name: self._ends(method, batch, made[method.name]) for method in [*self.simple, *self.networks]}
+        last = batch.history[:, -1]
+        for name, point in made.items():
+            lower, upper = ends[name]
+            self.scorers[name].add(point, batch.target, ids=batch.ids, last=last, lower=lower, upper=upper)
+        if len(self.kept) * self.how.batch_size < 2000:
+            self.kept.append((replace(batch, tensors={}), made))
+        for method in self.networks:
+            self.one_step[method.name].append(made[method.name][:, 0, 0])
+        columns = self._columns(batch, made, ends, indices)
+        table.writerows(zip(*columns, strict=True))
+
+    def _ends(self, method: Method, batch: Batch, point: Array) -> tuple[Array, Array]:
+        """Ends of the intervals; rolling ones know the errors of values up to each origin, and no later one."""
+        rolling = self.rolling.get(method.name)
+        if rolling is None:
+            return method.ends(batch, point, self.levels)
+        lower, upper = (np.empty((*point.shape, len(self.levels))) for _ in range(2))
+        residual = np.abs(batch.target - point) / batch.scale[:, None]
+        for origin in np.unique(batch.origin):
+            rows = np.flatnonzero(batch.origin == origin)
+            half = rolling.at(int(origin) - 1).half_widths(self.levels)  # (level, step, id)
+            errors = np.full(half.shape[1:], np.nan, np.float32)
+            for row in rows:
+                ids = batch.ids[row]
+                width = np.moveaxis(half[:, :, ids], 0, -1) * batch.scale[row][None, :, None]
+                lower[row], upper[row] = point[row][..., None] - width, point[row][..., None] + width
+                errors[:, ids] = residual[row]
+            rolling.add(int(origin) - 1, errors)
+        return lower, upper
+
+    def _columns(
+        self, batch: Batch, made: dict[str, Array], ends: dict[str, tuple[Array, Array]], indices: NDArray[np.int64]
+    ) -> list[Sequence[Any]]:
+        panel, horizon = self.prepared.panel, self.windows.horizon
+        variables = len(panel.variables)
+        rows, _, variates = batch.target.shape
+        per_window = rows // len(indices)
+        window = np.repeat(indices, per_window)
+        stamps, cutoffs = [], []
+        for at in window:
+            block, origin = self.prepared.blocks[self.windows.block[at]], int(self.windows.origin[at])
+            ahead = [str(one) for one in block.stamps[origin : origin + horizon]]
+            stamps += ahead * variates
+            cutoffs += [str(block.stamps[origin - 1])] * (horizon * variates)
+        ids = batch.ids.reshape(-1).repeat(horizon)
+        names = np.asarray([str(series.id) for series in panel.series], object)
+        columns: list[Sequence[Any]] = [names[ids // variables]]
+        if variables > 1:
+            columns.append(np.asarray(panel.variables, object)[ids % variables])
+        flat = [stamps, cutoffs, _flat(batch.target)]
+        columns += flat
+        for method in [*self.networks, *self.simple]:
+            columns.append(_flat(made[method.name]))
+            if method in self.networks:
+                lower, upper = ends[method.name]
+                columns += [_flat(end[..., at]) for at in range(len(self.levels)) for end in (lower, upper)]
+        return columns
+
+    def result(self, out: Path) -> Backtest:
+        """Scores, files, notes."""
+        from recurra.forecast.figures import backtest_png
+
+        found = {name: scorer.scores() for name, scorer in self.scorers.items()}
+        if NAIVE in found:
+            found = {name: {**row, **ratios(row, found[NAIVE])} for name, row in found.items()}
+        wanted = [
+            "mae",
+            "rmse",
+            "mase",
+            "mase_ratio",
+            "directional_accuracy",
+            *(f"coverage_{level:g}" for level in self.levels),
+        ]
+        names = [name for name in wanted if all(name in row for row in found.values())]
+        scores = {method: {name: row[name] for name in names} for method, row in found.items()}
+        origins = len(np.unique(self.times))
+        title = f"{self.prepared.panel.source}: {origins} origins, {len(self.order)} windows, original units"
+        if self.windows.left_out:
+            self.notes.append(f"{self.windows.left_out} windows have a missing value in their past, and are left out")
+        with writing(out / TABLE) as part, part.open("w", newline="", encoding="utf-8") as stream:
+            csv.writer(stream).writerows([("method", *names), *((m, *row.values()) for m, row in scores.items())])
+        with writing(out / SUMMARY) as part:
+            content = {"scored": title, "mean": scores, "notes": self.notes}
+            part.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        backtest_png(out / STRIP, **self._strip())
+        return Backtest(title, scores, [out / name for name in (ROWS, TABLE, SUMMARY, STRIP)], notes=self.notes)
+
+    def _strip(self) -> dict[str, Any]:
+        """What the picture shows: the first series over the origins that were kept, and the errors from each."""
+        block, horizon = self.prepared.blocks[0], self.windows.horizon
+        main = self.networks[0].name
+        errors: dict[str, list[float]] = {method.name: [] for method in [*self.networks, *self.simple]}
+        forecasts, origins = [], []
+        for batch, made in self.kept:
+            for row in np.flatnonzero(batch.ids[:, 0] == 0):
+                origin = int(batch.origin[row] - self.starts[0])
+                origins.append(origin)
+                forecasts.append((block.stamps[origin : origin + horizon], made[main][row, :, 0]))
+                for name, values in errors.items():
+                    error = np.abs(made[name][row, :, 0] - batch.target[row, :, 0])
+                    values.append(float(np.nanmean(error)) if np.isfinite(error).any() else np.nan)
+        span = slice(min(origins, default=0), max(origins, default=0) + horizon)
+        return {
+            "stamps": block.stamps[span],
+            "actual": block.values[span, 0],
+            "forecasts": forecasts,
+            "scores": {name: np.asarray(values) for name, values in errors.items()},
+            "origins": block.stamps[origins],
+            "name": block.name,
+            "title": f"{main} from {len(origins)} origins",
+        }
+
+
+def _flat(values: Array) -> Array:
+    """(batch, step, variate) -> rows in the order of window, variate, step."""
+    return np.moveaxis(values, 2, 1).reshape(-1)
+
+
+def refitted(
+    how: Backtesting, name: str, model: Forecaster, prepared: Prepared, origin: int, starts: NDArray[np.int64]
+) -> Forecaster:
+    """The model trained anew by its recipe on the rows before an origin: no later one is seen."""
+    from recurra.forecast.training import train
+
+    recipe = _recipe_of(how.checkpoint)
+    assert recipe is not None
+    frame = history_frame(prepared, origin, starts)
+    changes = ["data.fractions=[0.85,0.15,0.0]", "data.split=fractions", f"train.device={how.device}"]
+    if name.endswith(tuple(f"seed-{digit}" for digit in range(10))):
+        changes.append(f"train.seed={name.rpartition('-')[2]}")
+    with tempfile.TemporaryDirectory(prefix="recurra-refit-") as folder:
+        report = train(recipe, changes, frame=frame, out=Path(folder) / "run", quiet=True)
+        return load_checkpoint(report.folder).eval()
+
+
+def history_frame(prepared: Prepared, origin: int, starts: NDArray[np.int64]) -> pd.DataFrame:
+    """The rows of all series before an origin, long, in the words of the panel."""
+    id_name, time_name = prepared.panel.names
+    pieces = []
+    first = min(series.stamps[0] for series in prepared.panel.series)
+    for series in prepared.panel.series:
+        begin = int(prepared.panel.frequency.steps(series.stamps[:1], first)[0])
+        rows = max(0, origin - begin)
+        piece = pd.DataFrame({id_name: [series.id] * min(rows, len(series)), time_name: series.stamps[:rows]})
+        for at, variable in enumerate(prepared.panel.variables):
+            piece[variable] = series.seen(0, min(rows, len(series)))[:, at]
+        pieces.append(piece)
+    return pd.concat(pieces, ignore_index=True)
+
+
+def _trading(how: Backtesting, run: _Run, data: Any, context: Context) -> pd.DataFrame:
+    """Strategies that hold while the next close is forecast to be higher, beside random ones."""
+    prepared = run.prepared
+    if len(prepared.blocks) != 1 or prepared.blocks[0].values.shape[1] != 1:
+        raise UserError(
+            f"--trading needs one series of closes; {prepared.panel.source} has {len(prepared.panel.series)} series"
+        )
+    if (how.stride or 1) != 1 or how.cutoffs:
+        raise UserError("--trading decides every day: give neither --stride nor --cutoff")
+    block = prepared.blocks[0]
+    opened = open_panel(data, **{**context.options, "targets": ("open",)}).series[0]
+    place = opened.stamps.get_indexer(block.stamps)
+    days = run.windows.origin[run.order] - 1  # a forecast is made at the close of the day before its origin
+    if (place[days] < 0).any():
+        raise UserError(
+            f"{prepared.panel.source}: column open has no value on some days of column {prepared.panel.series[0].id}"
+        )
+    close, open_ = block.values[days, 0], opened.values[place[days], 0]
+    forecasts = {name: np.concatenate(parts) for name, parts in run.one_step.items()}
+    return trading_table(open_, close, forecasts, fee=how.fee)

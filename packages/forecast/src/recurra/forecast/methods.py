@@ -1,0 +1,204 @@
+"""Ways to forecast the same windows beside each other: a network and the simple forecasts that it must beat."""
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from recurra.core.errors import UserError, nearest
+from recurra.forecast.baselines import BASELINES, ZERO_SHOT, Baseline
+from recurra.forecast.data.prepared import Prepared
+from recurra.forecast.data.scaler import Scaler
+from recurra.forecast.data.splits import Part
+from recurra.forecast.data.windows import Windows
+from recurra.forecast.inference import forecast_batch
+from recurra.forecast.intervals import Conformal
+from recurra.forecast.models.forecaster import Forecaster
+
+Array = NDArray[np.float64]
+_CALIBRATION = 200
+"""Windows of the validation rows that the intervals of a method are made from."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Windows in original units.
+
+    Attributes:
+        tensors: as `Windows` gives them, for the network.
+        history: (batch, time, variate) up to each origin, longer than the window; NaN where nothing is known.
+        target: (batch, step, variate), NaN where nothing was observed.
+        ids: (batch, variate) number of the series and variable.
+        origin: (batch,) step of the origin on the time axis that all series share.
+        scale: (batch, variate) of the training rows, which residuals of different series are compared on.
+        center: likewise.
+    """
+
+    tensors: Mapping[str, Tensor]
+    history: Array
+    target: Array
+    ids: NDArray[np.int64]
+    origin: NDArray[np.int64]
+    scale: Array
+    center: Array
+
+
+class Views:
+    """Windows of a part of a table, for every method the same.
+
+    Args:
+        prepared: the table.
+        model: says how long windows are.
+        reach: rows of history that methods are given.
+        starts: step of each block's first row on the time axis that all series share.
+    """
+
+    def __init__(self, prepared: Prepared, model: Forecaster, reach: int, starts: Sequence[int]) -> None:
+        self.prepared, self.model, self.reach, self.starts = prepared, model, reach, np.asarray(starts)
+        blocks = prepared.blocks
+        self.variables = len(prepared.panel.variables)
+        self.first = np.cumsum([0, *(len(block.values) + reach for block in blocks)])
+        self.values = np.full((self.first[-1], blocks[0].values.shape[1]), np.nan)
+        for first, block in zip(self.first, blocks, strict=False):
+            self.values[first + reach : first + reach + len(block.values)] = block.values
+        stops = [stop for _, stop in prepared.borders["train"]]
+        scalers = [Scaler.fit("standard", block.values[:stop]) for block, stop in zip(blocks, stops, strict=True)]
+        self.center = np.stack([one.shift for one in scalers])
+        self.scale = np.stack([one.scale for one in scalers])
+        width = self.values.shape[1]
+        self.ids = np.arange(len(blocks) * width).reshape(len(blocks), width)
+
+    def batches(self, windows: Windows, size: int, chosen: NDArray[np.int64] | None = None) -> Iterator[Batch]:
+        """The windows, so many at a time."""
+        order = np.arange(len(windows)) if chosen is None else chosen
+        for first in range(0, len(order), size):
+            indices = order[first : first + size]
+            block, origin = windows.block[indices], windows.origin[indices]
+            rows = (self.first[block] + self.reach + origin)[:, None]
+            parts = (
+                self.values[rows + np.arange(-self.reach, 0)],
+                self._target(block, rows, windows.horizon),
+                self.ids[block][:, None],
+                self.scale[block][:, None],
+                self.center[block][:, None],
+            )
+            if windows.layout == "samples":
+                parts = tuple(_apart(part, self.variables) for part in parts)  # type: ignore[assignment]
+            history, target, ids, scale, center = parts
+            repeats = len(history) // len(indices)
+            yield Batch(
+                windows.__getitems__(indices.tolist()),
+                history,
+                target,
+                ids[:, 0],
+                np.repeat(self.starts[block] + origin, repeats),
+                scale[:, 0],
+                center[:, 0],
+            )
+
+    def _target(self, block: NDArray[np.int64], rows: NDArray[np.int64], horizon: int) -> Array:
+        ahead = rows + np.arange(horizon)
+        target = self.values[np.minimum(ahead, len(self.values) - 1)]
+        beyond = ahead >= self.first[block + 1][:, None]
+        return np.where(beyond[..., None], np.nan, target)
+
+
+def _apart(values: NDArray[np.generic], variables: int) -> NDArray[np.generic]:
+    """(batch, step, sample x variable) -> (batch x sample, step, variable)."""
+    batch, steps, _ = values.shape
+    return values.reshape(batch, steps, -1, variables).transpose(0, 2, 1, 3).reshape(-1, steps, variables)
+
+
+@dataclass
+class Method:
+    """A way to forecast.
+
+    Attributes:
+        name: in tables.
+        solve: batch -> point (batch, step, variate), in original units.
+        seconds: spent in it.
+        fitted: the baseline, if it is one.
+        conformal: of its residuals on validation rows, over the scale of the training rows; None before `calibrate`.
+    """
+
+    name: str
+    solve: Callable[[Batch], Array]
+    seconds: float = 0.0
+    fitted: Baseline | None = field(default=None, repr=False)
+    conformal: Conformal | None = field(default=None, repr=False)
+
+    def __call__(self, batch: Batch) -> Array:
+        """The forecasts."""
+        started = time.perf_counter()
+        made = self.solve(batch)
+        self.seconds += time.perf_counter() - started
+        return made
+
+    def calibrate(self, views: Views, windows: Windows) -> None:
+        """Keep residuals of windows on the validation rows."""
+        chosen = np.unique(np.linspace(0, len(windows) - 1, min(_CALIBRATION, len(windows))).round().astype(np.int64))
+        residuals = self.residuals(views, windows, chosen)
+        self.conformal = Conformal(residuals)
+
+    def residuals(self, views: Views, windows: Windows, chosen: NDArray[np.int64]) -> Array:
+        """Absolute residuals (window, step, variate) over the scale of the training rows; infinite where unknown."""
+        found, before = [], self.seconds
+        for batch in views.batches(windows, 64, chosen) if len(windows) else ():
+            residual = np.abs(batch.target - self(batch)) / batch.scale[:, None]
+            found.append(np.where(np.isnan(residual), np.inf, residual))
+        self.seconds = before
+        return np.concatenate(found) if found else np.zeros((0, windows.horizon, 1))
+
+    def ends(self, batch: Batch, point: Array, levels: Sequence[float]) -> tuple[Array, Array]:
+        """Lower and upper ends (batch, step, variate, level)."""
+        assert self.conformal is not None
+        half = np.moveaxis(self.conformal.half_widths(levels), 0, -1)[None] * batch.scale[:, None, :, None]
+        return point[..., None] - half, point[..., None] + half
+
+
+def network(name: str, model: Forecaster, *, by_window: bool) -> Method:
+    """The method of a network."""
+    return Method(
+        name, lambda batch: forecast_batch(model, batch.tensors, batch.target.shape[1], by_window=by_window).point
+    )
+
+
+def check_baselines(names: Sequence[str]) -> None:
+    """Refuse a baseline that there is none of.
+
+    Raises:
+        UserError: its name is unknown.
+    """
+    for name in names:
+        if name not in BASELINES and name not in ZERO_SHOT:
+            raise UserError(f"baselines: there is no {name!r}{nearest(name, [*BASELINES, *ZERO_SHOT])}")
+
+
+def baselines(names: Sequence[str], views: Views, season: int) -> list[Method]:
+    """The methods of baselines, fitted on the training rows, of which each series is on a scale of its own."""
+    blocks, borders = views.prepared.blocks, views.prepared.borders["train"]
+    train = [
+        (block.values[:stop, variate] - views.center[number, variate]) / views.scale[number, variate]
+        for number, (block, (_, stop)) in enumerate(zip(blocks, borders, strict=True))
+        for variate in range(block.values.shape[1])
+    ]
+    made = []
+    for name in names:
+        kind = BASELINES.get(name) or ZERO_SHOT[name]
+        fitted = kind(season=season, window=views.model.window, horizon=views.model.horizon).fit(train)
+        made.append(Method(name, _of_baseline(fitted), fitted=fitted))
+    return made
+
+
+def _of_baseline(fitted: Baseline) -> Callable[[Batch], Array]:
+    def solve(batch: Batch) -> Array:
+        windows, steps, variates = batch.history.shape
+        past = (batch.history - batch.center[:, None]) / batch.scale[:, None]
+        past = np.moveaxis(past, 2, 1).reshape(-1, steps)
+        made = fitted.forecast(past, batch.target.shape[1], series=batch.ids.reshape(-1))
+        return np.moveaxis(made.reshape(windows, variates, -1), 1, 2) * batch.scale[:, None] + batch.center[:, None]
+
+    return solve
