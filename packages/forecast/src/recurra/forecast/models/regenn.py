@@ -66,8 +66,7 @@ class ReGENN(Forecaster):
 
     Attributes:
         step_of_epoch: number of the training step within the epoch, from 0, which the training sets before every step:
-            the graph takes each batch of the first epoch once. None leaves the graph as it is; if it is empty, in
-            training a step then uses the graph of its own batch.
+            the graph takes each batch of the first epoch once. None leaves the graph as it is.
     """
 
     layout: ClassVar[Layout] = "samples"
@@ -144,7 +143,11 @@ class ReGENN(Forecaster):
             raise ValueError(f"past has {past.shape[2]} variables; expected {self.variables}")
         x, graph = past, None
         if self.SourceEvolution is not None:
-            x, graph = self.SourceEvolution(x, self.step_of_epoch if self.training else None)
+            if self.training and self.step_of_epoch is None and not int(self.SourceEvolution.merged):
+                raise ValueError(
+                    "step_of_epoch is None in training; set it to the number of the step, or preset a graph"
+                )
+            x, graph = self.SourceEvolution(x, self.step_of_epoch)
         y = self._recurrences(self._encode(x.transpose(1, 2)))
         if self.TargetEvolution is not None:
             y, _ = self.TargetEvolution(y, graph=graph, stored=self.target_graph == "stored")
