@@ -52,7 +52,8 @@ class ReGENN(Forecaster):
         encoder: a transformer layer before the gate, whose features are time steps.
         autoregression: add a linear forecast before the output function.
         evolution_function: activation of the first graph evolution.
-        output_function: activation of the forecast; "Residual" adds the last value and has none.
+        output_function: activation of the forecast; "Residual" has none and adds the last value, as which an untrained
+            network then begins, unless `ablation` leaves out what is silenced at first.
         dropout: of encoder, evolution and recurrences.
         bias: of everything but the encoder.
         ablation: leave both graph evolutions out.
@@ -127,6 +128,8 @@ class ReGENN(Forecaster):
         self.Autoregression = Autoregression(window, horizon, bias=bias) if autoregression else None
         self.dropout = nn.Dropout(dropout)
         self.output = ACTIVATIONS[None if self.residual else output_function]()
+        if self.residual:
+            self._begin_as_last_value()
 
     SourceEvolution: GraphSoftEvolution | None
     TargetEvolution: GraphSoftEvolution | None
@@ -183,6 +186,14 @@ class ReGENN(Forecaster):
         if self.SourceEvolution is None:
             raise ValueError("ablation leaves the graph out; there is none to preset")
         self.SourceEvolution.preset_adjacency(adjacency)
+
+    @torch.no_grad()
+    def _begin_as_last_value(self) -> None:
+        """Silences what is added to the last value: first weights would add noise of the size of the values."""
+        if self.TargetEvolution is not None:
+            self.TargetEvolution.cosine_weights.zero_()
+        if self.Autoregression is not None:
+            self.Autoregression.weights.zero_()
 
     def _encode(self, x: Float[Tensor, "batch variable window"]) -> Float[Tensor, "batch variable window"]:
         if self.TimeEncoder is None:
