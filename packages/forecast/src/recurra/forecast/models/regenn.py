@@ -52,7 +52,8 @@ class ReGENN(Forecaster):
         encoder: a transformer layer before the gate, whose features are time steps.
         autoregression: add a linear forecast before the output function.
         evolution_function: activation of the first graph evolution.
-        output_function: activation of the forecast; "Residual" adds the last value and has none.
+        output_function: activation of the forecast; "Residual" has none and adds the last value, as which an untrained
+            network then begins, unless `ablation` leaves out what is silenced at first.
         dropout: of encoder, evolution and recurrences.
         bias: of everything but the encoder.
         ablation: leave both graph evolutions out.
@@ -65,8 +66,7 @@ class ReGENN(Forecaster):
 
     Attributes:
         step_of_epoch: number of the training step within the epoch, from 0, which the training sets before every step:
-            the graph takes each batch of the first epoch once. None leaves the graph as it is; if it is empty, in
-            training a step then uses the graph of its own batch.
+            the graph takes each batch of the first epoch once. None leaves the graph as it is.
     """
 
     layout: ClassVar[Layout] = "samples"
@@ -126,6 +126,8 @@ class ReGENN(Forecaster):
         self.Autoregression = Autoregression(window, horizon, bias=bias) if autoregression else None
         self.dropout = nn.Dropout(dropout)
         self.output = ACTIVATIONS[None if self.residual else output_function]()
+        if self.residual:
+            self._begin_as_last_value()
 
     SourceEvolution: GraphSoftEvolution | None
     TargetEvolution: GraphSoftEvolution | None
@@ -142,7 +144,11 @@ class ReGENN(Forecaster):
             raise ValueError(f"past has {past.shape[2]} variables; expected {self.variables}")
         x, graph = past, None
         if self.SourceEvolution is not None:
-            x, graph = self.SourceEvolution(x, self.step_of_epoch if self.training else None)
+            if self.training and self.step_of_epoch is None and not int(self.SourceEvolution.merged):
+                raise ValueError(
+                    "step_of_epoch is None in training; set it to the number of the step, or preset a graph"
+                )
+            x, graph = self.SourceEvolution(x, self.step_of_epoch)
         y = self._recurrences(self._encode(x.transpose(1, 2)))
         if self.TargetEvolution is not None:
             y, _ = self.TargetEvolution(y, graph=graph, stored=self.target_graph == "stored")
@@ -178,6 +184,14 @@ class ReGENN(Forecaster):
         if self.SourceEvolution is None:
             raise ValueError("ablation leaves the graph out; there is none to preset")
         self.SourceEvolution.preset_adjacency(adjacency)
+
+    @torch.no_grad()
+    def _begin_as_last_value(self) -> None:
+        """Silences what is added to the last value: first weights would add noise of the size of the values."""
+        if self.TargetEvolution is not None:
+            self.TargetEvolution.cosine_weights.zero_()
+        if self.Autoregression is not None:
+            self.Autoregression.weights.zero_()
 
     def _encode(self, x: Float[Tensor, "batch variable window"]) -> Float[Tensor, "batch variable window"]:
         if self.TimeEncoder is None:

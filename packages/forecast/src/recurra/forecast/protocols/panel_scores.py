@@ -8,6 +8,7 @@ from collections.abc import Mapping
 
 import pandas as pd
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from recurra.core.errors import UserError
@@ -15,16 +16,17 @@ from recurra.forecast.models.regenn import ReGENN
 from recurra.forecast.protocols.regenn import History, forecast_last
 from recurra.forecast.protocols.scaling import Panel
 
+Forecast = Float[Tensor, "sample horizon variable"]
 DRIFT_STEPS = 7
 """Steps whose mean change the drift goes on with."""
 
 
-def last_value(past: Panel, horizon: int) -> Panel:
+def last_value(past: Panel, horizon: int) -> Forecast:
     """The last value again and again."""
     return past[:, -1:].expand(-1, horizon, -1)
 
 
-def drift(past: Panel, horizon: int, steps: int = DRIFT_STEPS) -> Panel:
+def drift(past: Panel, horizon: int, steps: int = DRIFT_STEPS) -> Forecast:
     """The last value, moving on by the mean change of the last steps."""
     if past.shape[1] <= steps:
         raise UserError(f"past has {past.shape[1]} steps; the drift of {steps} needs {steps + 1}")
@@ -32,7 +34,7 @@ def drift(past: Panel, horizon: int, steps: int = DRIFT_STEPS) -> Panel:
     return past[:, -1:] + change * torch.arange(1, horizon + 1)[None, :, None]
 
 
-def leak_alone(history: History, horizon: int) -> Panel:
+def leak_alone(history: History, horizon: int) -> Forecast:
     """The last scaled value times the scale of the steps that are forecast: what the published protocol gives away."""
     panel, steps = history.panel, history.panel.values.shape[1]
     scale = panel.scale_of(torch.arange(len(panel.values)), steps - horizon, horizon)
@@ -45,8 +47,8 @@ def panel_scores(target: Panel, forecasts: Mapping[str, Panel], protocol: str) -
     rows = []
     for name, forecast in forecasts.items():
         error = (forecast - target).double()
-        rows.append({"forecast": name, "protocol": protocol, "mae": _number(error.abs().mean())})
-        rows[-1]["rmse"] = _number(error.square().mean().sqrt())
+        errors = {"mae": float(error.abs().mean()), "rmse": float(error.square().mean().sqrt())}
+        rows.append({"forecast": name, "protocol": protocol, **errors})
     return pd.DataFrame(rows)
 
 
@@ -65,7 +67,3 @@ def regenn_table(model: ReGENN, history: History, data: Panel) -> pd.DataFrame:
         forecasts["last ratio x future scale (the leak alone)"] = leak_alone(history, horizon)
     forecasts["ReGENN"] = forecast_last(model, history)
     return panel_scores(data[:, -horizon:], forecasts, history.protocol)
-
-
-def _number(value: Tensor) -> float:
-    return float(value)

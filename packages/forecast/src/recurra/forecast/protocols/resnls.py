@@ -116,7 +116,7 @@ def train_resnls(model: ResNLS, series: Array, settings: ResnlsSettings) -> list
         for rows in torch.split(order, settings.batch_size):
             optimizer.zero_grad()
             loss = loss_of(model(past[rows]), target[rows])
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             optimizer.step()
             losses.append(float(loss.detach()))
     model.eval()
