@@ -188,7 +188,9 @@ def test_layer_for_images(path: Path) -> None:
     x = pair.inputs["x"].permute(0, 2, 3, 1)
     # Two directions: from the first corner, and from the last.
     turns = {1: [[]], 2: [[], [1, 2]], 4: [[], [2], [1], [1, 2]]}[directions]
-    y = sum(convolution(x.flip(turn), k).flip(turn) for turn, k in zip(turns, kernel.chunk(directions, -1), strict=True))
+    y = sum(
+        convolution(x.flip(turn), k).flip(turn) for turn, k in zip(turns, kernel.chunk(directions, -1), strict=True)
+    )
     y = y + x * given["omega"] if config["use_residual_inside_ssm"] else y
     outputs = {"kernel": kernel, "y": y.permute(0, 3, 1, 2)}
     for name, expected in pair.outputs.items():

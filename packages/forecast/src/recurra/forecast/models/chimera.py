@@ -298,7 +298,7 @@ class Chimera(Forecaster):
             return
         if not len(windows) or len(targets) != len(windows):
             raise ValueError(
-                f"windows and targets have {len(windows)} and {len(targets)} samples; expected as many, >= 1"
+                f"windows and targets have {len(windows)} and {len(targets)} samples; expected as many, at least 1"
             )
         size, count = self.window, 0
         gram = windows.new_zeros(size, size, dtype=torch.float64)
@@ -313,16 +313,20 @@ class Chimera(Forecaster):
 
     def _normalised(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The windows (batch, variate, window), and the shift and scale (batch, variate, 1, 1) that bring them back."""
+        # From the last value first: constant series become 0 exactly, and large offsets cost no digits.
+        last = x[..., -1:]
+        x = x - last
         mean = x.mean(-1, keepdim=True)
-        # The floor is relative, so that a forecast scales with the series; it keeps the rounding of constant ones small.
-        scale = torch.sqrt((x - mean).square().mean(-1, keepdim=True) + (1e-6 * mean).square()).clamp_min(1e-12)
+        # The floor is relative, so that a forecast scales with its series, and rounding is not taken for a signal.
+        scale = torch.sqrt((x - mean).square().mean(-1, keepdim=True) + (1e-6 * (last + mean)).square() + 1e-24)
         if self.norm in ("mean", "none"):
             scale = torch.ones_like(scale)
-        shift = {"last": x[..., -1:], "none": torch.zeros_like(mean)}.get(self.norm, mean)
+        centre = {"last": torch.zeros_like(mean), "none": -last}.get(self.norm, mean)
+        x, shift = x - centre, last + centre
         if self.affine is not None:
             scale = scale * torch.exp(-self.affine[:, :1])
-            shift = shift - self.affine[:, 1:] * scale
-        return (x - shift) / scale, shift[..., None], scale[..., None]
+            x, shift = x + self.affine[:, 1:] * scale, shift - self.affine[:, 1:] * scale
+        return x / scale, shift[..., None], scale[..., None]
 
     def _embedded(self, x: Tensor) -> Tensor:
         """The grid (batch, variate, column, width)."""
