@@ -101,9 +101,9 @@ def test_knows_nothing_of_what_follows(name: str) -> None:
 
 def test_one_series_that_fails_is_named_and_the_others_are_not_touched() -> None:
     series = odd_series()
-    whole = BASELINES["ETS"](season=4).fit(series)
+    whole = BASELINES["ets"](season=4).fit(series)
     assert whole.failures[2] == "has 1 values; exponential smoothing needs 5"
-    alone = BASELINES["ETS"](season=4).fit(series[:1])
+    alone = BASELINES["ets"](season=4).fit(series[:1])
     assert_close(whole.forecast(series, 4)[0], alone.forecast(series[:1], 4)[0], rtol=1e-9)
 
 

@@ -312,12 +312,12 @@ class StatsmodelsETS(Local):
 
 
 BASELINES: dict[str, type[Baseline]] = {
-    "last value": LastValue,
+    "last_value": LastValue,
     "drift": Drift,
-    "seasonal naive": SeasonalNaive,
-    "seasonal mean": SeasonalMean,
+    "seasonal_naive": SeasonalNaive,
+    "seasonal_mean": SeasonalMean,
     "ridge": Ridge,
-    "AutoReg": StatsmodelsAR,
-    "ETS": StatsmodelsETS,
+    "autoreg": StatsmodelsAR,
+    "ets": StatsmodelsETS,
 }
 """Always at hand, by the name that tables show."""

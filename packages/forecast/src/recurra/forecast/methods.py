@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from recurra.core.errors import UserError, nearest
-from recurra.forecast.baselines import BASELINES, ZERO_SHOT, Baseline
+from recurra.forecast.baselines import BASELINES, Baseline
 from recurra.forecast.data.prepared import Prepared
 from recurra.forecast.data.scaler import Scaler
 from recurra.forecast.data.splits import Part
@@ -17,6 +17,7 @@ from recurra.forecast.data.windows import Windows
 from recurra.forecast.inference import forecast_batch
 from recurra.forecast.intervals import Conformal
 from recurra.forecast.models.forecaster import Forecaster
+from recurra.forecast.zero_shot import ZERO_SHOT
 
 Array = NDArray[np.float64]
 _CALIBRATION = 200
