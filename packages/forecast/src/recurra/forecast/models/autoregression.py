@@ -86,13 +86,13 @@ class AutoRegression(Forecaster):
     ) -> Float[Tensor, "batch horizon variate *quantile"]:
         """The forecast; see `Forecaster.forward`. A line in time goes on where the fitted series ended."""
         self.check(past, marks, covariates)
-        point = self.forecast(past, self.horizon)
+        point = self.extend(past, self.horizon)
         if not self.quantiles:
             return point
         spread = self.standard_deviations(self.horizon).to(point)[:, None]
         return torch.stack([point, *(point + NormalDist().inv_cdf(q) * spread for q in self.quantiles)], -1)
 
-    def forecast(
+    def extend(
         self, past: Float[Tensor, "batch window variate"], horizon: int, *, start: float | None = None
     ) -> Float[Tensor, "batch horizon variate"]:
         """The forecast of any number of steps, in the precision of `past` and computed in float64.
