@@ -25,7 +25,7 @@ from recurra.forecast.data.prepared import (
     prepare,
     sizes,
 )
-from recurra.forecast.data.sources import DATA, Source
+from recurra.forecast.data.sources import DATA, Source, Table
 from recurra.forecast.inference import calibrate, load_checkpoint, model_inputs
 from recurra.forecast.losses import LOSSES, Loss, Pinball
 from recurra.forecast.models import MODELS
@@ -229,3 +229,31 @@ def fit_frame(data: Any, recipe: str | Path, overrides: Sequence[str], **options
         out = options.pop("out", None) or Path(folder) / "run"
         report = train(recipe, given, frame=frame, out=out, **options)
         return load_checkpoint(report.folder)
+
+
+def adopt(folder: Path, data: str | Path, targets: tuple[str, ...], split: str) -> None:
+    """Tell a converted checkpoint the table that its weights were trained on: columns, time axis, scaling, residuals.
+
+    Args:
+        folder: the checkpoint.
+        data: the table.
+        targets: columns of values; by default all that are numbers.
+        split: rule by which its training rows are known.
+
+    Raises:
+        UserError: the table does not fit the weights.
+    """
+    model = load_checkpoint(folder)
+    source = Table(csv=str(data), targets=targets or None, split=split)
+    panel = source.open()
+    wanted = {name: value for name, value in sizes(panel).items() if name in model.config}
+    for name, value in wanted.items():
+        if model.config[name] != value:
+            raise UserError(
+                f"{panel.source}: has {value} {name}; the weights are for {model.config[name]}. Choose columns with --targets"
+            )
+    rule, borders = borders_of(panel, model, vars(source))
+    context = learn_context(panel, model, source, borders, rule, None)
+    context.store(model)
+    model.save_pretrained(folder)
+    calibrate(folder, prepare(panel, model, context), most=source.calibration)
