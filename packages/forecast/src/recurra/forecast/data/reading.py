@@ -20,6 +20,8 @@ from recurra.forecast.data.values import MISSING, Where
 SUFFIXES = (".csv", ".tsv", ".txt", ".gz", ".parquet", ".npz")
 _SEPARATORS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar"}
 _HEAD = 1 << 16
+_EXACT: dict[str, Any] = {} if tuple(map(int, pd.__version__.split(".")[:2])) >= (3, 1) else {"float_precision": "round_trip"}
+"""The nearest double to every numeral, which later pandas reads without being told."""
 _OTHERS = {
     b"\x89HDF": "an HDF5 file",
     b"BZh": "a bzip2 archive",
@@ -364,7 +366,7 @@ def _frame(path: Path, names: Sequence[str], numeric: Iterable[str], separator: 
                 dtype={name: np.float64 if name in numbers else str for name in names},
                 keep_default_na=False,
                 na_values={name: list(MISSING) for name in numbers},
-                float_precision="round_trip",
+                **_EXACT,
                 encoding="utf-8-sig",
                 chunksize=1 << 16,
             )
