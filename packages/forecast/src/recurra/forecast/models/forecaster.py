@@ -30,11 +30,13 @@ class Forecaster(Pretrained, ABC):
             the samples of a batch are all those of one time.
         takes_marks: forward needs the calendar features.
         takes_covariates: forward takes covariates.
+        unexportable: why no program can be made of it by tracing, or None.
     """
 
     layout: ClassVar[Layout] = "series"
     takes_marks: ClassVar[bool] = False
     takes_covariates: ClassVar[bool] = False
+    unexportable: ClassVar[str | None] = None
 
     def __init__(
         self,
