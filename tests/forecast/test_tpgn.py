@@ -289,7 +289,8 @@ def test_converted_and_loaded_checkpoints_give_the_same_numbers(tmp_path: Path, 
     [
         (
             [],
-            "the file does not say norm (true if it was trained with norm 1, false if with norm 0); give each as key=value",
+            "the file does not say norm (true if it was trained with norm 1, false if with norm 0); "
+            "give each as key=value",
         ),
         (["norm=true", "freq=t"], "freq: the weights are for 3 calendar features (d, b); got 't'"),
         (["norm=true", "hiden=3"], "hiden: TPGN has no such option (did you mean hidden?)"),
