@@ -125,7 +125,8 @@ def order_free(a: Coefficients, b1: Tensor, b2: Tensor, left: Column | None = No
         h2[v,t] = a3[v,t] m1[t] + a4[v,t] m2[t] + b2[v,t]
 
     The mean of both sides gives m2 = (mean(a3) m1 + mean(b2)) / (1 - mean(a4)), so nothing is iterated. With
-    |a3| <= rho (1 - a4) the states obey the bound of the ordered recurrence. Permuting the variates permutes the result.
+    |a3| <= rho (1 - a4) the states obey the bound of the ordered recurrence. Permuting the variates permutes
+    the result.
 
     Args:
         a: coefficients, a4 < 1.
@@ -212,7 +213,8 @@ def convolution(x: Tensor, kernel: Tensor) -> Tensor:
     """Causal convolution of (batch, variate, column, channel) with an impulse response over both axes, by FFT."""
     size = [2 * n for n in kernel.shape[:2]]
     product = torch.fft.rfft2(x, s=size, dim=(1, 2)) * torch.fft.rfft2(kernel, s=size, dim=(0, 1))
-    return torch.fft.irfft2(product, s=size, dim=(1, 2))[:, : x.shape[1], : x.shape[2]]
+    y: Tensor = torch.fft.irfft2(product, s=size, dim=(1, 2))[:, : x.shape[1], : x.shape[2]]
+    return y
 
 
 def closed_loop(
