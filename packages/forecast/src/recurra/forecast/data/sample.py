@@ -47,7 +47,12 @@ def climate() -> pd.DataFrame:
 
 
 def autoregression(
-    coefficients: Sequence[float] = (0.5, -0.3, 0.2), length: int = 1000, *, series: int = 1, noise: float = 1.0, seed: int = 0
+    coefficients: Sequence[float] = (0.5, -0.3, 0.2),
+    length: int = 1000,
+    *,
+    series: int = 1,
+    noise: float = 1.0,
+    seed: int = 0,
 ) -> pd.DataFrame:
     """Processes y_t = sum_k a_k y_{t-k} + e_t, long: `unique_id`, `ds` (hours) and `y`.
 

@@ -139,7 +139,8 @@ def _made(
         if stop - start < needed or (part != "train" and stop - early[part == "test"] < needed):
             raise UserError(
                 f"protocol {protocol}: {part} would have {max(0, stop - start)} of the {length} rows and needs "
-                f"{needed} for a window of {window} and a horizon of {lengths[part]}; give longer series, or shorten either"
+                f"{needed} for a window of {window} and a horizon of {lengths[part]}; give longer series, or shorten "
+                "either"
             )
     return made
 
