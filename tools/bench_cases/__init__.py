@@ -1,12 +1,13 @@
 """What tools/bench measures, one file a group of cases, and the goals that the figures are held against."""
 
-from bench_cases import engine, gated, kernels, memory, mri, scans
+from bench_cases import engine, forecast, gated, kernels, memory, mri, scans
 from bench_cases.case import Case, Run
 
 # In the order of the tables.
 CASES: dict[str, Case] = {
     **kernels.CASES,
     **mri.CASES,
+    **forecast.CASES,
     **gated.CASES,
     **scans.CASES,
     **memory.CASES,
