@@ -169,7 +169,7 @@ def companion(
     _, a2, a3, a4 = a.over(shape)
     columns = []
     for t in range(shape[2]):
-        register = h1.unflatten(-1, column.shape)  # (batch, variate, state, channel)
+        register = h1.reshape(*shape[:2], *column.shape)  # (batch, variate, state, channel)
         moved = keep[:, :, t] * (F.pad(register[..., :-1, :], (0, 0, 1, 0)) + column * register[..., -1:, :])
         h1 = moved.flatten(-2) + a2[:, :, t] * h2 + b1[:, :, t]
         h2, _ = linear_scan(a4[:, :, t], a3[:, :, t] * _before(torch.zeros_like(h1[:, 0]), h1) + b2[:, :, t])
@@ -181,13 +181,14 @@ def read(h1: Tensor, h2: Tensor, c1: Tensor, c2: Tensor) -> Tensor:
     """y = sum over states of c1 h1 + c2 h2.
 
     Args:
-        h1: (batch, variate, column, state * channel).
+        h1: (batch, variate, column, state * channel), or without the column.
         h2: same shape.
         c1: what broadcasts to (batch, variate, column, state, channel) and has as many states.
         c2: likewise.
     """
-    states = c1.shape[-2]
-    return (c1 * h1.unflatten(-1, (states, -1)) + c2 * h2.unflatten(-1, (states, -1))).sum(-2)
+    states = (*h1.shape[:-1], c1.shape[-2], -1)
+    y: Tensor = (c1 * h1.reshape(states) + c2 * h2.reshape(states)).sum(-2)
+    return y
 
 
 def impulse_response(
