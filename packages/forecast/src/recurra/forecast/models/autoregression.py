@@ -115,11 +115,12 @@ class AutoRegression(Forecaster):
 
     def impulse(self, horizon: int) -> Float[Tensor, "horizon"]:
         """ψ: what an error of 1 adds to the steps from its own on."""
-        weights, response = self.coefficients, [torch.ones_like(self.variance)]
+        lags, newest_last = self.window, self.coefficients.flip(0)
+        response = self.coefficients.new_zeros(lags + horizon)
+        response[lags] = 1
         for step in range(1, horizon):
-            known = min(step, self.window)
-            response.append(weights[:known] @ torch.stack(response[step - known :][::-1]))
-        return torch.stack(response)
+            response[lags + step] = newest_last @ response[step : step + lags]
+        return response[lags:]
 
     def standard_deviations(self, horizon: int) -> Float[Tensor, "horizon"]:
         """Of the forecast's error at every step, for errors that are independent: σ √(ψ_0² + ... + ψ_{h-1}²)."""
