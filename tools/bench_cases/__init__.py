@@ -7,7 +7,6 @@ from bench_cases.case import Case, Run
 CASES: dict[str, Case] = {
     **kernels.CASES,
     **mri.CASES,
-    **forecast.CASES,
     **gated.CASES,
     **scans.CASES,
     **memory.CASES,
