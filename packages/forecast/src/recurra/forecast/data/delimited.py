@@ -100,7 +100,8 @@ def _separator(path: Path, lines: str, given: str | None) -> tuple[str, str]:
     if not fits:
         raise FileError(
             path,
-            f"line 1: no separator (comma, semicolon, tab, bar) in {lines.splitlines()[0][:60]!r}; expected a column of "
+            f"line 1: no separator (comma, semicolon, tab, bar) in {lines.splitlines()[0][:60]!r}; expected a column "
+            "of "
             "time and one of values",
         )
     best = [separator for separator in fits if fits[separator] == max(fits.values())]

@@ -112,6 +112,22 @@ class Panel:
             {one.id for one in short}, Fact("left out", _listed(short), f"fewer than {rows} rows: {what}")
         )
 
+    def check_varies(self) -> None:
+        """Refuse a table in which nothing can be learnt.
+
+        Raises:
+            UserError: every value is missing, or every series is constant.
+        """
+        spans = [(np.fmin.reduce(one.values, axis=None), np.fmax.reduce(one.values, axis=None)) for one in self.series]
+        if all(np.isnan(low) for low, _ in spans):
+            raise UserError(f"{self.source}: every value is missing; expected some to train on")
+        if all(not bool((np.fmax.reduce(one.values) > np.fmin.reduce(one.values)).any()) for one in self.series):
+            low = next(low for low, _ in spans if not np.isnan(low))
+            raise UserError(
+                f"{self.source}: every series is constant (the first is {low:g} in all rows): nothing can be learnt "
+                "from them"
+            )
+
     def without(self, ids: "set[Hashable]", why: Fact) -> "Panel":
         """The same table without some of its series."""
         kept = [at for at, one in enumerate(self.series) if one.id not in ids]
