@@ -174,10 +174,11 @@ class Panel:
         first, last, _ = self.common_span()
         stamps = self.frequency.between(first, last)
         values = np.empty((len(stamps), len(self.series), len(self.variables)))
+        wanted = _keys(stamps)
         for at, one in enumerate(self.series):
-            begin = int(one.stamps.get_indexer(pd.Index([first]))[0])
-            own = one.stamps[begin : begin + len(stamps)]
-            if begin < 0 or not own.equals(stamps):
+            keys = _keys(one.stamps)
+            begin = int(np.searchsorted(keys, wanted[0]))
+            if not np.array_equal(keys[begin : begin + len(wanted)], wanted):
                 raise UserError(
                     f"{self.source}: series {one.id!r} has stamps between those of {self.series[0].id!r} (its first is "
                     f"{one.stamps[0]}): no model can take them side by side; shift one of them"
@@ -210,6 +211,13 @@ class Panel:
                 f"{self.source}: future covariates ({', '.join(self.future)}) are missing for {count} of "
                 f"{horizon * len(self.series)} rows of the horizon, first {missing[0]}; give them with --future-frame"
             )
+
+
+def _keys(stamps: pd.Index) -> NDArray[np.int64]:
+    """Stamps as whole numbers."""
+    if isinstance(stamps, pd.DatetimeIndex):
+        return np.asarray(stamps.asi8, np.int64)
+    return stamps.to_numpy(np.int64)
 
 
 def _listed(series: Sequence[Series], most: int = 10) -> str:
