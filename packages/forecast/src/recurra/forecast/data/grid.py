@@ -148,6 +148,7 @@ def lay(rows: Rows, frequency: Frequency, *, observed: bool) -> Grid:
     off = np.flatnonzero(steps < 0)
     if len(off):
         raise _off(rows, frequency, int(off[0]))
+    _check_step(rows, frequency, np.diff(steps)[~rows.first[1:]])
     if observed:
         steps = np.arange(len(steps)) - begins[rows.series]
     lengths = steps[ends - 1] + 1
@@ -156,6 +157,25 @@ def lay(rows: Rows, frequency: Frequency, *, observed: bool) -> Grid:
     if observed:
         stamps = [rows.stamps[begin:end] for begin, end in zip(begins, ends, strict=True)]
     return Grid(starts, starts[rows.series] + steps, stamps, facts)
+
+
+def _check_step(rows: Rows, frequency: Frequency, jumps: Ints) -> None:
+    """Refuse a step of which all others are the same multiple: most places would hold nothing."""
+    common = int(np.gcd.reduce(jumps)) if len(jumps) > 1 else 1
+    if common > 1:
+        raise UserError(
+            f"--freq {frequency.alias} is too short: all rows lie {common} steps of it apart, or "
+            f"multiples{_fitting(rows, frequency)}"
+        )
+
+
+def _fitting(rows: Rows, frequency: Frequency) -> str:
+    """What the stamps fit instead, in words."""
+    try:
+        own = frequency_of(rows, None)
+    except UserError:
+        return ""
+    return f"; the stamps fit {own.alias} ({own.evidence})" if own != frequency else ""
 
 
 def _check_size(rows: Rows, frequency: Frequency, begins: Ints, ends: Ints) -> None:
@@ -169,8 +189,7 @@ def _check_size(rows: Rows, frequency: Frequency, begins: Ints, ends: Ints) -> N
     if places > 20 * len(keys) + 1_000_000:
         raise UserError(
             f"at a step of {frequency.alias} the {len(keys)} rows would become {places}, nearly all missing; name a "
-            "longer "
-            "step with --freq"
+            "longer step with --freq"
         )
 
 
@@ -205,14 +224,9 @@ def _spans(low: Any, high: Any, frequency: Frequency) -> float:
 
 def _off(rows: Rows, frequency: Frequency, row: int) -> UserError:
     begin = int(np.flatnonzero(rows.first[: row + 1])[-1])
-    try:
-        own = frequency_of(rows, None)
-        hint = f"; the stamps fit {own.alias} ({own.evidence})" if own != frequency else ""
-    except UserError:
-        hint = ""
     return UserError(
         f"{rows.where(int(rows.order[row]))}: {rows.name(row)}{rows.time} {rows.stamps[row]} lies on no step of "
-        f"{frequency.alias} from {rows.stamps[begin]}{hint}"
+        f"{frequency.alias} from {rows.stamps[begin]}{_fitting(rows, frequency)}"
     )
 
 

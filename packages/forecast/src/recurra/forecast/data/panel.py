@@ -217,7 +217,7 @@ def _keys(stamps: pd.Index) -> NDArray[np.int64]:
     """Stamps as whole numbers."""
     if isinstance(stamps, pd.DatetimeIndex):
         return np.asarray(stamps.asi8, np.int64)
-    return stamps.to_numpy(np.int64)
+    return np.asarray(stamps, np.int64)
 
 
 def _listed(series: Sequence[Series], most: int = 10) -> str:
