@@ -60,7 +60,7 @@ def _most_common(steps: Ints, say: Callable[[int], str] = str) -> tuple[int, str
     share = "all" if count == len(steps) else f"{count} of"
     evidence = f"step {say(step)} in {share} {len(steps)} steps"
     if count < len(steps):
-        evidence += f" ({100 * count / len(steps):.1f} %)"
+        evidence += f" ({min(100 * count / len(steps), 99.99):.4g} %)"
     odd = np.flatnonzero(steps % step) if step > 0 else np.zeros(1, np.int64)
     if count < _HALF * len(steps) and not len(odd):
         odd = np.flatnonzero(steps != step)
