@@ -28,6 +28,8 @@ FORMS: dict[str, dict[str, Any]] = {
     "ragged patches, two blocks": {"patch": 6, "layers": 2},
     "no linear map": {"linear": False},
     "without gates": {"gated": False, "selective": False, "norm": "mean", "head": "last"},
+    "head of states": {"head": "states", "layers": 2},
+    "head of states, one direction": {"head": "states", "bidirectional": False},
     "a head for each variate": {"head": "last", "individual": True, "variates": 4},
     "quantiles": {"quantiles": (0.05, 0.5, 0.95)},
 }
@@ -188,14 +190,16 @@ def test_an_untrained_model_is_the_linear_map() -> None:
         assert_close(model(past), expected, atol=1e-6)
 
 
-@pytest.mark.parametrize("norm", ["standard", "mean"])
-@pytest.mark.parametrize("variates", [0, 3])
-@pytest.mark.parametrize("quantiles", [(), (0.5, 0.9)])
+@pytest.mark.parametrize(
+    ("head", "norm", "variates", "quantiles"),
+    [("direct", "standard", 0, ()), ("last", "mean", 3, ()), ("states", "standard", 3, (0.5, 0.9))],
+)
 def test_the_head_starts_from_what_the_linear_map_leaves_over(
-    norm: Any, variates: int, quantiles: tuple[float, ...]
+    head: Any, norm: Any, variates: int, quantiles: tuple[float, ...]
 ) -> None:
     past, future = sliding()
     options = {"norm": norm, "variates": variates, "individual": bool(variates), "quantiles": quantiles}
+    options |= {"head": head}
     model = Chimera(**SMALL, **options, coupling_start=1.0, dropout=0.5).double()
     assert model.training
     model.initialise(past, future, head_ridge=1e-9)
@@ -264,6 +268,22 @@ def test_quantiles_leave_the_point_forecast_alone() -> None:
     assert_close(both(past)[..., 0], plain(past), atol=1e-12)
 
 
+def test_head_of_states_reads_all_states_of_the_last_column() -> None:
+    model, past = made(head="states"), windows()
+    x, _, _ = model._normalised(past.transpose(1, 2))
+    features = model._features(x)[:, :, 0]
+    trend = model.blocks[0].modules_by_name["trend"]  # type: ignore[index]
+    u, _ = model.blocks[0].inside(model._embedded(x))  # type: ignore[operator]
+    h1, h2, _ = trend.directions[1].run(u.flip(1))
+    expected = torch.cat([h1[:, :, -1], h2[:, :, -1]], -1).flip(1)
+    assert features.shape == (3, 4, 6 + 2 * 2 * 2 * 2 * 5)
+    assert_close(features[:, :, 6 + 20 : 6 + 40], expected, atol=1e-12)
+    squares = features[:, :, 6:].reshape(3, 4, 2, 2, 2, 10).square().mean(-1).sum(3)  # module, state
+    energies = model.energies(past)[0]
+    assert_close(squares[..., 0].transpose(1, 2), energies.time[..., -1], atol=1e-12)
+    assert_close(squares[..., 1].transpose(1, 2), energies.variate[..., -1], atol=1e-12)
+
+
 def test_energies_are_those_of_the_states() -> None:
     model, past = made(layers=2), windows()
     energies = model.energies(past)
@@ -307,11 +327,15 @@ def test_calibrated_residuals_come_along() -> None:
 @pytest.mark.parametrize(
     ("options", "line"),
     [
-        ({"head": "linear"}, "head must be one of direct, last, closed_loop; got 'linear'"),
+        ({"head": "linear"}, "head must be one of direct, last, states, closed_loop; got 'linear'"),
         ({"norm": "max"}, "norm must be one of standard, mean, last, none; got 'max'"),
         ({"patch": 0}, "patch must be at least 1; got 0"),
         ({"affine": True}, "affine needs variates: each has a scale and a shift of its own"),
         ({"individual": True}, "individual needs variates: each has a head of its own"),
+        (
+            {"head": "states", "selective": False, "scan": "fft"},
+            "head=states needs the states of the last column, which scan=fft does not make",
+        ),
         (
             {"head": "closed_loop", "selective": False, "scan": "fft"},
             "head=closed_loop needs the states of the last column, which scan=fft does not make",

@@ -23,7 +23,7 @@ from recurra.forecast.models.chimera_ssm import Coupling, Mode, Scan, Structure,
 from recurra.forecast.models.forecaster import Forecaster, Layout
 
 Norm = Literal["standard", "mean", "last", "none"]
-Head = Literal["direct", "last", "closed_loop"]
+Head = Literal["direct", "last", "states", "closed_loop"]
 Steps = tuple[float, float]
 
 
@@ -90,6 +90,11 @@ class Block(nn.Module):
         u, gate = self.enter(self.norm(x)).chunk(2, -1)
         columns = F.pad(u.flatten(0, 1).transpose(1, 2), (self.conv.kernel_size[0] - 1, 0))
         return F.silu(self.conv(columns).transpose(1, 2).reshape(u.shape)), F.silu(gate)
+
+    def last_states(self, x: Tensor) -> Tensor:
+        """All states of the last column, (batch, variate, state), for the grid that the block is given."""
+        u, _ = self.inside(x)
+        return torch.cat([ssm.last_states(u) for ssm in self.modules_by_name.values()], -1)  # type: ignore[operator]
 
     def energies(self, x: Tensor) -> StateEnergies:
         """Of the states, for the grid that the block is given."""
@@ -188,7 +193,8 @@ class Chimera(Forecaster):
         coupling_start: deviation of the untrained coupling; 0 starts from two scans that know nothing of each other.
         gated: blocks have norm, convolution and gate. Without, and with selective=False, the model is linear in its
             window, and the embedding starts as the mean of the patch.
-        head: "direct" from all columns, "last" from the last one, or "closed_loop" going on from it.
+        head: "direct" from all columns, "last" from the last one, "states" from it and from the states that the last
+            block has there, or "closed_loop" going on from it.
         individual: each variate has a head of its own, unless it is a closed loop; needs variates.
         norm: what each window and variate is freed of: mean and deviation, its mean, its last value, or nothing.
         affine: a learned scale and shift of each variate after that; needs variates.
@@ -250,6 +256,9 @@ class Chimera(Forecaster):
             raise ValueError("individual needs variates: each has a head of its own")
         if head == "closed_loop" and scan == "fft":
             raise ValueError("head=closed_loop needs the states of the last column, which scan=fft does not make")
+        if head == "states" and scan == "fft":
+            raise ValueError("head=states needs the states of the last column, which scan=fft does not make")
+        self.reads_states = head == "states"
         self.patch, self.norm, self.columns = patch, norm, ceil(window / patch)
         both: dict[str, Any] = {"mode": mode, "rho": rho, "structure": structure, "coupling": coupling, "scan": scan}
         both |= {"bidirectional": bidirectional, "order_free": order_free, "variate_steps": variate_steps}
@@ -274,7 +283,9 @@ class Chimera(Forecaster):
         self.head: DirectHead | ClosedLoopHead
         if head != "closed_loop":
             read, maps = self.columns if head == "direct" else 1, variates if individual else 1
-            self.head = DirectHead(width, read, each * horizon, maps=maps, dropout=dropout)
+            directions = 1 if order_free or not bidirectional else 2
+            cell = width + (2 * len(modules) * directions * states * inner if head == "states" else 0)
+            self.head = DirectHead(cell, read, each * horizon, maps=maps, dropout=dropout)
         else:
             options = {**both, "time_steps": season_steps}
             new = ceil(horizon / patch)
@@ -368,9 +379,12 @@ class Chimera(Forecaster):
         """What the head is given, (batch, variate, column, width)."""
         grid = self._embedded(x)
         for block in self.blocks:
-            grid = block(grid)
+            before, grid = grid, block(grid)
         features: Tensor = self.final_norm(grid)
-        return features
+        if not self.reads_states:
+            return features
+        states = self.blocks[-1].last_states(before)  # type: ignore[operator]
+        return torch.cat([features[:, :, -1], states], -1)[:, :, None]
 
     def _normalised(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The windows (batch, variate, window), and the shift and scale (batch, variate, 1, 1) that bring them back."""

@@ -359,6 +359,14 @@ class VariatesSSM(nn.Module):
         results = [ssm(turned(x, i), s) for i, (ssm, s) in enumerate(zip(self.directions, given, strict=True))]
         return sum_of([turned(y, i) for i, (y, _) in enumerate(results)]), tuple(last for _, last in results)
 
+    def last_states(self, x: Tensor) -> Tensor:
+        """h1 and h2 of every direction in the last column, (batch, variate, direction * 2 * state * channel)."""
+        found = []
+        for i, ssm in enumerate(self.directions):
+            h1, h2, _ = ssm.run(turned(x, i))  # type: ignore[operator]
+            found.append(turned(torch.cat([h1[:, :, -1], h2[:, :, -1]], -1), i))
+        return torch.cat(found, -1)
+
     def energies(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Mean squares of h1 and h2 in every cell, (batch, variate, column) each, summed over the directions."""
         found = [[], []]  # type: list[list[Tensor]]
