@@ -182,8 +182,8 @@ def sliding(rows: int = 900, variates: int = 3) -> tuple[Tensor, Tensor]:
 def test_an_untrained_model_is_the_linear_map() -> None:
     past, future = sliding()
     for head in ("direct", "closed_loop"):
-        model = Chimera(**SMALL, head=head).double()
-        model.initialise(past, future, ridge=0.1, head_ridge=1e9)
+        model = Chimera(**SMALL, head=head, ridge=0.1, head_ridge=1e9).double()
+        model.initialise(past, future)
         expected = (past - past.mean(1, keepdim=True)).transpose(1, 2) @ least_squares(past, future, 0.1)
         expected = expected.transpose(1, 2) + past.mean(1, keepdim=True)
         assert_close(model.linear_forecast(past), expected, atol=1e-8)
@@ -200,9 +200,9 @@ def test_the_head_starts_from_what_the_linear_map_leaves_over(
     past, future = sliding()
     options = {"norm": norm, "variates": variates, "individual": bool(variates), "quantiles": quantiles}
     options |= {"head": head}
-    model = Chimera(**SMALL, **options, coupling_start=1.0, dropout=0.5).double()
+    model = Chimera(**SMALL, **options, coupling_start=1.0, dropout=0.5, head_ridge=1e-9).double()
     assert model.training
-    model.initialise(past, future, head_ridge=1e-9)
+    model.initialise(past, future)
     assert model.training
     model.eval()
     point = model(past)[..., 0] if quantiles else model(past)

@@ -69,6 +69,8 @@ class Chimera(Forecaster):
         variates: number of variates that get an embedding of their own; 0 for none, which serves any number.
         linear: add a linear map of the window, one for all variates; the head then starts from 0. `initialise` fits
             both.
+        ridge: of the fit of the linear map, added to the mean squares of the window's values.
+        head_ridge: of the fit of the head, added to the mean squares of what it reads, each scaled to 1.
         train_linear: the map is trained along; otherwise it stays as `initialise` made it.
         dropout: share dropped of every block's update and of what the head sees.
     """
@@ -109,6 +111,8 @@ class Chimera(Forecaster):
         affine: bool = False,
         variates: int = 0,
         linear: bool = True,
+        ridge: float = 1e-2,
+        head_ridge: float = 100.0,
         train_linear: bool = False,
         dropout: float = 0.0,
     ) -> None:
@@ -116,17 +120,9 @@ class Chimera(Forecaster):
             window=window, horizon=horizon, quantiles=quantiles, calibration=calibration, channels=channels
         )
         at_least_one(patch=patch, width=width, inner=inner, layers=layers, kernel=kernel)
-        one_of("head", head, Head)
         one_of("norm", norm, Norm)
-        if affine and not variates:
-            raise ValueError("affine needs variates: each has a scale and a shift of its own")
-        if individual and not variates:
-            raise ValueError("individual needs variates: each has a head of its own")
-        if head == "closed_loop" and scan == "fft":
-            raise ValueError("head=closed_loop needs the states of the last column, which scan=fft does not make")
-        if head == "states" and scan == "fft":
-            raise ValueError("head=states needs the states of the last column, which scan=fft does not make")
-        self.reads_states = head == "states"
+        _check_head(head, scan, individual=individual, affine=affine, variates=variates)
+        self.reads_states, self.ridge, self.head_ridge = head == "states", ridge, head_ridge
         self.patch, self.norm, self.columns = patch, norm, ceil(window / patch)
         both: dict[str, Any] = {"mode": mode, "rho": rho, "structure": structure, "coupling": coupling, "scan": scan}
         both |= {"bidirectional": bidirectional, "order_free": order_free, "variate_steps": variate_steps}
@@ -149,15 +145,15 @@ class Chimera(Forecaster):
         self.final_norm = nn.RMSNorm(width, eps=1e-5) if gated else nn.Identity()
         each = 1 + len(quantiles)
         self.head: DirectHead | ClosedLoopHead
-        if head != "closed_loop":
+        if head == "closed_loop":
+            options = {**both, "time_steps": season_steps}
+            new = ceil(horizon / patch)
+            self.head = ClosedLoopHead(width, states, new, each * patch, dropout=dropout, options=options)
+        else:
             read, maps = self.columns if head == "direct" else 1, variates if individual else 1
             directions = 1 if order_free or not bidirectional else 2
             cell = width + (2 * len(modules) * directions * states * inner if head == "states" else 0)
             self.head = DirectHead(cell, read, each * horizon, maps=maps, dropout=dropout)
-        else:
-            options = {**both, "time_steps": season_steps}
-            new = ceil(horizon / patch)
-            self.head = ClosedLoopHead(width, states, new, each * patch, dropout=dropout, options=options)
         self.linear = nn.Parameter(torch.zeros(horizon, window), requires_grad=train_linear) if linear else None
         if linear:
             nn.init.zeros_(self.head.weight)
@@ -204,7 +200,7 @@ class Chimera(Forecaster):
         return found
 
     @torch.no_grad()
-    def initialise(self, windows: Tensor, targets: Tensor, *, ridge: float = 1e-2, head_ridge: float = 10.0) -> None:
+    def initialise(self, windows: Tensor, targets: Tensor) -> None:
         """Fit the linear map to these windows by ridge regression, in closed form, and then the head to what is left.
 
         The head reads the untrained recurrence, as that of an echo state network does (Jaeger 2001); of a closed loop
@@ -213,8 +209,6 @@ class Chimera(Forecaster):
         Args:
             windows: (sample, window, variate); may be a strided view, of which some hundred samples are read at a time.
             targets: (sample, horizon, variate), what followed.
-            ridge: added to the mean squares of the window's values, of which all variates count alike.
-            head_ridge: added to the mean squares of what the head reads, each scaled to a mean square of 1.
 
         Raises:
             ValueError: a shape does not fit, or there is no sample.
@@ -227,10 +221,10 @@ class Chimera(Forecaster):
         training = self.training
         self.eval()
         if self.linear is not None:
-            self.linear.copy_(_ridge(map(_centred, pieces), ridge)[0])
+            self.linear.copy_(_ridge(map(_centred, pieces), self.ridge)[0])
         if self.linear is not None and isinstance(self.head, DirectHead):
             maps, each = len(self.head.weight), 1 + len(self.quantiles)
-            fitted = _ridge((self._left_over(*piece, maps) for piece in pieces), head_ridge, scaled=True)
+            fitted = _ridge((self._left_over(*piece, maps) for piece in pieces), self.head_ridge, scaled=True)
             self.head.weight[:, ::each] = fitted
         self.train(training)
 
@@ -285,6 +279,17 @@ class Chimera(Forecaster):
     def _linearly(self, x: Tensor) -> Tensor:
         mean = x.mean(-1, keepdim=True)
         return F.linear(x - mean, self.linear) + mean  # type: ignore[arg-type]
+
+
+def _check_head(head: Head, scan: Scan, *, individual: bool, affine: bool, variates: int) -> None:
+    """Raise a ValueError if these options do not go together."""
+    one_of("head", head, Head)
+    if affine and not variates:
+        raise ValueError("affine needs variates: each has a scale and a shift of its own")
+    if individual and not variates:
+        raise ValueError("individual needs variates: each has a head of its own")
+    if head in ("states", "closed_loop") and scan == "fft":
+        raise ValueError(f"head={head} needs the states of the last column, which scan=fft does not make")
 
 
 def _centred(piece: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
