@@ -90,10 +90,10 @@ def seed_folders(checkpoint: Any) -> list[Path]:
 def evaluate_files(how: Evaluation, data: Inputs, *, out: Path | None, command: str | None, runs: Runs) -> Table:
     """What the verb `evaluate` does, with its options; `command` repeats it, and asks for the page to read."""
     models = how.check()
-    if how.protocol == "regenn":
+    if how.protocol == "regenn" and all("protocol" in model.metadata for model in models.values()):
         from recurra.forecast.protocols.verb import evaluate_regenn
 
-        return evaluate_regenn(models, data, out=out)
+        return evaluate_regenn(models, data, out=out, overwrite=runs.overwrite)
     files = [path for path in find_inputs(data, SUFFIXES, leave_out=[out] if out else []) if not is_forecast(path)]
     first = next(iter(models.values()))
     run = Run(out, title(how, first), "series", draw=_draw, runs=runs)

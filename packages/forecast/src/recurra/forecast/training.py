@@ -14,6 +14,7 @@ from torch import Tensor
 from recurra.core import training
 from recurra.core.errors import UserError
 from recurra.core.recipe import load_recipe
+from recurra.core.schedules import OPTIMIZERS, SCHEDULES
 from recurra.core.training import Build, Data, Report, Task, TrainSettings
 from recurra.forecast.data.panel import Panel
 from recurra.forecast.data.prepared import (
@@ -25,13 +26,22 @@ from recurra.forecast.data.prepared import (
     prepare,
     sizes,
 )
-from recurra.forecast.data.sources import DATA, Source
+from recurra.forecast.data.sources import DATA, Source, Table
 from recurra.forecast.inference import calibrate, load_checkpoint, model_inputs
 from recurra.forecast.losses import LOSSES, Loss, Pinball
 from recurra.forecast.models import MODELS
 from recurra.forecast.models.forecaster import Forecaster
+from recurra.forecast.onecycle import fastai_adam, one_cycle
 
-SECTIONS: dict[str, Mapping[str, Callable[..., Any]]] = {"model": MODELS, "loss": LOSSES, "data": DATA}
+_OPTIMIZERS: Mapping[str, Callable[..., Any]] = {**OPTIMIZERS, "FastaiAdam": fastai_adam}
+_SCHEDULES: Mapping[str, Callable[..., Any]] = {**SCHEDULES, "OneCycle": one_cycle}
+SECTIONS: dict[str, Mapping[str, Callable[..., Any]]] = {
+    "model": MODELS,
+    "loss": LOSSES,
+    "data": DATA,
+    "optimizer": _OPTIMIZERS,
+    "scheduler": _SCHEDULES,
+}
 _VALIDATION_BATCH = 256
 
 
@@ -44,6 +54,8 @@ class ForecastTask(Task):
 
     model: Forecaster
     monitor = "mse"
+    optimizers = _OPTIMIZERS
+    schedules = _SCHEDULES
 
     def __init__(
         self, model: Forecaster, loss: Loss, prepared: Prepared, *, calibration: int = 0, **options: Any
@@ -185,6 +197,13 @@ def train(recipe: str | Path, overrides: Sequence[str] = (), *, frame: Any = Non
         frame: a data frame in place of the recipe's table.
         options: those of `recurra.core.training.train`.
     """
+    resolved = load_recipe(
+        recipe, overrides, tiny=options.get("tiny", False), package="recurra.forecast", sections=SECTIONS
+    )
+    if "protocol" in resolved:
+        from recurra.forecast.protocols.training import train_by_protocol
+
+        return train_by_protocol(resolved, Path(recipe).stem, frame=frame, **options)
     tasks: list[ForecastTask] = []
 
     def make(build: Build, settings: ForecastSettings) -> tuple[ForecastTask, Data]:
@@ -229,3 +248,31 @@ def fit_frame(data: Any, recipe: str | Path, overrides: Sequence[str], **options
         out = options.pop("out", None) or Path(folder) / "run"
         report = train(recipe, given, frame=frame, out=out, **options)
         return load_checkpoint(report.folder)
+
+
+def adopt(folder: Path, data: str | Path, targets: tuple[str, ...], split: str) -> None:
+    """Tell a converted checkpoint the table that its weights were trained on: columns, time axis, scaling, residuals.
+
+    Args:
+        folder: the checkpoint.
+        data: the table.
+        targets: columns of values; by default all that are numbers.
+        split: rule by which its training rows are known.
+
+    Raises:
+        UserError: the table does not fit the weights.
+    """
+    model = load_checkpoint(folder)
+    source = Table(csv=str(data), targets=targets or None, split=split)
+    panel = source.open()
+    wanted = {name: value for name, value in sizes(panel).items() if name in model.config}
+    for name, value in wanted.items():
+        if model.config[name] != value:
+            raise UserError(
+                f"{panel.source}: has {value} {name}; the weights are for {model.config[name]}. Choose columns with --targets"
+            )
+    rule, borders = borders_of(panel, model, vars(source))
+    context = learn_context(panel, model, source, borders, rule, None)
+    context.store(model)
+    model.save_pretrained(folder)
+    calibrate(folder, prepare(panel, model, context), most=source.calibration)

@@ -344,6 +344,7 @@ def convert(
     overrides: Overrides = (),
     *,
     data: Annotated[str | Path | None, Option(flags=("--data",), kind=Path)] = None,
+    targets: Targets = (),
     split: str = "tpgn",
     overwrite: Overwrite = False,
 ) -> Path:
@@ -361,7 +362,7 @@ def convert(
     """
     from recurra.forecast.conversion import convert as convert_file
 
-    return convert_file(path, source, out, overrides, data=data, split=split, overwrite=overwrite)
+    return convert_file(path, source, out, overrides, data=data, targets=targets, split=split, overwrite=overwrite)
 
 
 @verb

@@ -10,9 +10,34 @@ from recurra.core.errors import UserError, nearest
 from recurra.core.inspection import Fact
 from recurra.forecast.data.stamps import formats
 
-IDS = ("unique_id", "series_id", "item_id", "ts_id", "id", "series", "item", "symbol", "ticker", "sensor", "station")
+IDS: tuple[str, ...] = (
+    "unique_id",
+    "series_id",
+    "item_id",
+    "ts_id",
+    "id",
+    "series",
+    "item",
+    "symbol",
+    "ticker",
+    "sensor",
+    "station",
+)
 IDS += ("country", "region", "state", "key", "name", "entity")
-TIMES = ("ds", "date", "datetime", "timestamp", "time", "date_time", "dates", "times", "dt", "period", "day", "week")
+TIMES: tuple[str, ...] = (
+    "ds",
+    "date",
+    "datetime",
+    "timestamp",
+    "time",
+    "date_time",
+    "dates",
+    "times",
+    "dt",
+    "period",
+    "day",
+    "week",
+)
 TIMES += ("month", "quarter", "year", "index")
 TARGETS = ("y", "target", "value", "values")
 _ECOSYSTEM = ("unique_id", "ds", "y")
@@ -158,7 +183,7 @@ def _is_number(column: "pd.Series[Any]") -> bool:
 
 def _may_count(name: str) -> bool:
     """Whether a column may hold ids or the numbers of rows, by its name or for want of one."""
-    return str(name).strip().casefold() in IDS or str(name).startswith("unnamed ")
+    return str(name).strip().casefold() in IDS or str(name).startswith(("unnamed ", "Unnamed: "))
 
 
 def _counts(column: "pd.Series[Any]") -> bool:

@@ -3,7 +3,7 @@
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from recurra.core.checks import one_of
@@ -35,7 +35,7 @@ class Split:
     train: tuple[int, int]
     val: tuple[int, int]
     test: tuple[int, int]
-    evidence: str = ""
+    evidence: str = field(default="", compare=False)
 
     def rows(self, part: Part) -> tuple[int, int]:
         """Of a part by its name."""
@@ -134,12 +134,13 @@ def _made(
     for part in get_args(Part):
         start, stop = made.rows(part)
         needed = window + lengths[part]
-        if part == "val" and start == stop:
+        if part != "train" and (start == stop or stop == early[part == "test"] + window):  # the part is empty
             continue
         if stop - start < needed or (part != "train" and stop - early[part == "test"] < needed):
             raise UserError(
                 f"protocol {protocol}: {part} would have {max(0, stop - start)} of the {length} rows and needs "
-                f"{needed} for a window of {window} and a horizon of {lengths[part]}; give longer series, or shorten either"
+                f"{needed} for a window of {window} and a horizon of {lengths[part]}; give longer series, or shorten "
+                "either"
             )
     return made
 

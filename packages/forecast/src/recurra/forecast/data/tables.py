@@ -14,7 +14,8 @@ from recurra.core.inspection import Fact
 from recurra.forecast.data import columns, exogenous, filling, findings, grid
 from recurra.forecast.data.calendar import Frequency
 from recurra.forecast.data.panel import Array, Panel, Series
-from recurra.forecast.data.reading import Raw, read
+from recurra.forecast.data.raw import Raw
+from recurra.forecast.data.reading import read
 from recurra.forecast.data.stamps import to_stamps
 from recurra.forecast.data.values import to_numbers
 from recurra.forecast.data.zones import into_zone
@@ -239,13 +240,15 @@ class _Opening:
             return []
         if static_frame is None:
             if roles.id is None:
-                raise UserError("a table with a column a series has no column of static covariates; give --static-frame")
+                raise UserError(
+                    "a table with a column a series has no column of static covariates; give --static-frame"
+                )
             return exogenous.static_of_columns(self.raw.frame, rows, roles.static, self._categories(roles.static))
         raw = self.form.read(static_frame)
         with _blaming(raw):
             for name in roles.static:
                 columns.existing(raw.frame, name, "--static")
-            key = roles.id if roles.id in raw.frame.columns else raw.frame.columns[0]
+            key = str(roles.id if roles.id in raw.frame.columns else raw.frame.columns[0])
             wanted = roles.targets if ids is None else [_plain(one) for one in ids]
             categories = exogenous.are_categories(raw.frame, roles.static, self.form.categorical)
             self.form = _Form(**{**self.form.__dict__, "categorical": (*self.form.categorical, *categories)})
@@ -346,7 +349,9 @@ def _add_future(panel: Panel, form: _Form, source: Any) -> None:
         zone = getattr(panel.series[0].stamps, "tz", None)
         stamps, _ = into_zone(stamps, np.asarray(numbers, np.int64), zone, raw.where, time)
         if (getattr(stamps, "tz", None) is None) != (zone is None) or type(stamps) is not type(panel.series[0].stamps):
-            raise UserError(f"column {time!r}: the stamps are of another kind than those of {panel.source}; give the same")
+            raise UserError(
+                f"column {time!r}: the stamps are of another kind than those of {panel.source}; give the same"
+            )
         exogenous.add_future(panel, raw.frame, stamps, ids, raw.where, panel.categorical)
 
 

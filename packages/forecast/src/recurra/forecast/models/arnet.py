@@ -52,7 +52,10 @@ def spread_quantiles(
 
 def _outward(distances: Tensor) -> Tensor:
     """Never negative, never less than the one before."""
-    return distances.clamp(min=0).cummax(-1).values if distances.shape[-1] else distances
+    steps = [distances.clamp(min=0)[..., :1]]
+    for i in range(1, distances.shape[-1]):
+        steps.append(torch.maximum(steps[-1], distances[..., i : i + 1]))
+    return torch.cat(steps, -1)
 
 
 class ARNet(Forecaster):
