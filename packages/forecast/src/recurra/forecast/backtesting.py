@@ -327,7 +327,7 @@ class _Run:
 
     def _columns(
         self, batch: Batch, made: dict[str, Array], ends: dict[str, tuple[Array, Array]], indices: NDArray[np.int64]
-    ) -> list[Sequence[Any]]:
+    ) -> list[Any]:
         panel, horizon = self.prepared.panel, self.windows.horizon
         variables = len(panel.variables)
         rows, _, variates = batch.target.shape
@@ -341,7 +341,7 @@ class _Run:
             cutoffs += [str(block.stamps[origin - 1])] * (horizon * variates)
         ids = batch.ids.reshape(-1).repeat(horizon)
         names = np.asarray([str(series.id) for series in panel.series], object)
-        columns: list[Sequence[Any]] = [names[ids // variables]]
+        columns: list[Any] = [names[ids // variables]]
         if variables > 1:
             columns.append(np.asarray(panel.variables, object)[ids % variables])
         flat = [stamps, cutoffs, _flat(batch.target)]

@@ -211,7 +211,7 @@ def _of_baseline(fitted: Baseline) -> Callable[[Batch], Array]:
         windows, steps, variates = batch.history.shape
         past = (batch.history - batch.center[:, None]) / batch.scale[:, None]
         past = np.moveaxis(past, 2, 1).reshape(-1, steps)
-        made = fitted.forecast(past, batch.target.shape[1], series=batch.ids.reshape(-1))
+        made = fitted.forecast(past, batch.target.shape[1], series=batch.ids.reshape(-1).tolist())
         return np.moveaxis(made.reshape(windows, variates, -1), 1, 2) * batch.scale[:, None] + batch.center[:, None]
 
     return solve

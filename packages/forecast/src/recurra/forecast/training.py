@@ -54,8 +54,8 @@ class ForecastTask(Task):
 
     model: Forecaster
     monitor = "mse"
-    optimizers = _OPTIMIZERS
-    schedules = _SCHEDULES
+    known_optimizers = _OPTIMIZERS
+    known_schedules = _SCHEDULES
 
     def __init__(
         self, model: Forecaster, loss: Loss, prepared: Prepared, *, calibration: int = 0, **options: Any
@@ -70,8 +70,8 @@ class ForecastTask(Task):
     def training_step(self, batch: Mapping[str, Tensor], index: int) -> Tensor:
         """The loss of the forecasts, and the model's own penalty."""
         if hasattr(self.model, "step_of_epoch"):
-            self.model.step_of_epoch = index
-        loss = self.loss(self.model(*model_inputs(batch)), batch["future"], batch["observed"])
+            self.model.step_of_epoch = index  # type: ignore[assignment]
+        loss: Tensor = self.loss(self.model(*model_inputs(batch)), batch["future"], batch["observed"])
         penalty = self.model.penalty((self.trainer.global_step + 1) / self.total_steps)
         return loss if penalty is None else loss + penalty
 
@@ -175,7 +175,7 @@ def make_task(build: Build, settings: ForecastSettings, frame: Any = None) -> tu
     return task, Data(train, val if len(val) else None, collate=_whole, about=about, val_batch_size=_VALIDATION_BATCH)
 
 
-def _whole(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+def _whole(batch: Any) -> Any:
     """The batch, which the windows have gathered already."""
     return batch
 

@@ -385,7 +385,7 @@ def export(
     """
     from recurra.forecast.exporting import export as export_checkpoint
 
-    return export_checkpoint(checkpoint, out, format=format, levels=tuple(levels), overwrite=overwrite)
+    return export_checkpoint(checkpoint, out, format=format, levels=",".join(levels) or None, overwrite=overwrite)
 
 
 @verb

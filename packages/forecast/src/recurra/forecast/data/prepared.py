@@ -71,7 +71,8 @@ class Prepared:
 
 def rule_of(panel: Panel, length: int, model: Forecaster, options: dict[str, Any]) -> Split:
     """The rule of the parts of so many rows; "tslib" is ETT's where the table is one of ETT's."""
-    protocol, given = str(options["split"]), {}
+    protocol = str(options["split"])
+    given: dict[str, Any] = {}
     if protocol == "tslib":
         names = [str(series.id) for series in panel.series] if panel.wide else list(panel.variables)
         protocol, _ = tslib_protocol(names, panel.frequency, length, panel.source)

@@ -152,7 +152,10 @@ class Windows(EpochDataset):
             scaled = block.values if by_window else (block.values - block.center) / block.scale
             self.values[start : start + len(scaled)] = scaled
         self.block, self.origin = self._places(origins)
-        self.marks, self.mark_start = self._marked(panel) if model.takes_marks else (None, self.starts)
+        self.marks: NDArray[np.float32] | None = None
+        self.mark_start = self.starts
+        if model.takes_marks:
+            self.marks, self.mark_start = self._marked(panel)
         self.covariates = self._covariates() if model.takes_covariates else None
         self.past_columns = list(past_columns)
 

@@ -102,9 +102,7 @@ class ARNet(Forecaster):
         quantiles: tuple[float, ...] = (),
         calibration: tuple[int, int, int] = (0, 0, 0),
     ) -> None:
-        super().__init__(
-            window=window, horizon=horizon, quantiles=quantiles, calibration=calibration
-        )
+        super().__init__(window=window, horizon=horizon, quantiles=quantiles, calibration=calibration)
         one_of("regulariser", regulariser, Regulariser)
         if not 0 < sparsity <= 1:
             raise ValueError(f"sparsity must be above 0 and at most 1; got {sparsity}")

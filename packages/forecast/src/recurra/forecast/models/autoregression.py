@@ -67,9 +67,7 @@ class AutoRegression(Forecaster):
         quantiles: tuple[float, ...] = (),
         calibration: tuple[int, int, int] = (0, 0, 0),
     ) -> None:
-        super().__init__(
-            window=window, horizon=horizon, quantiles=quantiles, calibration=calibration
-        )
+        super().__init__(window=window, horizon=horizon, quantiles=quantiles, calibration=calibration)
         one_of("trend", trend, Trend)
         if prune is not None and not prune > 0:
             raise ValueError(f"prune must be positive; got {prune}")

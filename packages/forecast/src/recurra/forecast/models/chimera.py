@@ -203,9 +203,7 @@ class Chimera(Forecaster):
         train_linear: bool = False,
         dropout: float = 0.0,
     ) -> None:
-        super().__init__(
-            window=window, horizon=horizon, quantiles=quantiles, calibration=calibration
-        )
+        super().__init__(window=window, horizon=horizon, quantiles=quantiles, calibration=calibration)
         at_least_one(patch=patch, width=width, inner=inner, layers=layers, kernel=kernel)
         one_of("head", head, Head)
         one_of("norm", norm, Norm)

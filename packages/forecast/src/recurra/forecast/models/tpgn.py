@@ -127,9 +127,7 @@ class TPGN(Forecaster):
         quantiles: tuple[float, ...] = (),
         calibration: tuple[int, int, int] = (0, 0, 0),
     ) -> None:
-        super().__init__(
-            window=window, horizon=horizon, quantiles=quantiles, calibration=calibration
-        )
+        super().__init__(window=window, horizon=horizon, quantiles=quantiles, calibration=calibration)
         at_least_one(period=period, variates=variates, hidden=hidden)
         if quantiles:
             raise ValueError(f"quantiles: TPGN makes point forecasts; expected (), got {quantiles}")

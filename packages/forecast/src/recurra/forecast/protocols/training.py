@@ -76,9 +76,13 @@ def train_by_protocol(
     folder.check(resume=False, overwrite=overwrite, recipe=recipe)
     started = time.perf_counter()
     with folder.held(resume=False, recipe=plain(recipe)):
-        train = _regenn if name == "regenn" else _resnls
+        train: Any = _regenn if name == "regenn" else _resnls
         best, history, rows = train(model, panel, settings, folder)
-        about = {"recipe": stem, "training_data": f"{panel.source}, protocol {name}", KEY: plain({"name": name, **asdict(settings)})}
+        about = {
+            "recipe": stem,
+            "training_data": f"{panel.source}, protocol {name}",
+            KEY: plain({"name": name, **asdict(settings)}),
+        }
         model.save_pretrained(folder.path, metadata={**model.metadata, **about, "training": best})
         folder.write_history(history)
         with writing(folder.path / SCORES) as part, part.open("w", newline="", encoding="utf-8") as stream:

@@ -41,7 +41,9 @@ def evaluate_regenn(models: Mapping[str, Forecaster], data: Inputs, *, out: Path
         settings = construct(RegennSettings, options, f"{name}: protocol")
         panel = open_panel(files[0])
         if len(panel.variables) != model.variables:
-            raise UserError(f"{files[0]}: has {len(panel.variables)} variables; {name} was trained on {model.variables}")
+            raise UserError(
+                f"{files[0]}: has {len(panel.variables)} variables; {name} was trained on {model.variables}"
+            )
         values = samples_of(panel)
         times = Times.of(values.shape[1], model.window, model.horizon, settings.validation_stride)
         honest = settings.protocol == "honest"
