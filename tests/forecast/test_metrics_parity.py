@@ -15,6 +15,8 @@ pytestmark = pytest.mark.parity
 @pairs("forecast-long", "metrics_*", reference="utils/metrics.py")
 def test_metrics(path: Path, batch: int) -> None:
     pair = golden(path)
+    if not path.with_suffix(".safetensors").exists() or "pred" not in pair.inputs:
+        pytest.skip("a pair of something else that the same library made")
     prediction, target = pair.inputs["pred"].numpy(), pair.inputs["true"].numpy()
     scorer = Scorer(horizon=prediction.shape[1], ids=prediction.shape[2])
     for start in range(0, len(prediction), batch):
