@@ -49,7 +49,7 @@ def coefficients(model: Forecaster) -> Coefficients | None:
         weights = model.map.weight.detach().double().numpy()[:, ::-1].T
         bias = None if model.map.bias is None else model.map.bias.detach().double().numpy()
         return Coefficients({"y": weights}, {}, bias)
-    if isinstance(model, ARNet) and model.linear and not model.quantiles:
+    if isinstance(model, ARNet) and len(model.layers) == 1 and not model.quantiles:
         return Coefficients({"y": model.coefficients().detach().double().numpy().T}, {}, None)
     return None
 
