@@ -41,7 +41,9 @@ def what_is_done(panel: Panel, window: int | None = None, horizon: int | None = 
         horizon: rows that it forecasts; 1 by default.
     """
     frequency = panel.frequency
-    yield Fact("season", f"{frequency.season} steps of {frequency.alias}", "of the seasonal naive forecast and of scores")
+    yield Fact(
+        "season", f"{frequency.season} steps of {frequency.alias}", "of the seasonal naive forecast and of scores"
+    )
     yield Fact("calendar features", ", ".join(frequency.features) or "none", f"of steps of {frequency.alias}")
     for kind, names in (("past", panel.past), ("future", panel.future), ("static", tuple(panel.series[0].static))):
         if names:

@@ -44,19 +44,23 @@ def infer(stamps: pd.Index, first: Bools, name: Callable[[int], str] | None = No
     if found is not None:
         return found
     instants = stamps.asi8
-    step, evidence, odd = _most_common(np.diff(instants)[inside])
+    step, evidence, odd = _most_common(
+        np.diff(instants)[inside], lambda count: _duration(pd.Timedelta(count, stamps.unit))
+    )
     length = pd.Timedelta(step, stamps.unit)
-    evidence = evidence.replace(f"step {step} ", f"step {_duration(length)} ")
     if odd is not None:
         raise _irregular(stamps, inside, odd, evidence, name)
     return Frequency(Frequency.of(f"{length.as_unit('ns').value}ns").alias, evidence)
 
 
-def _most_common(steps: Ints) -> tuple[int, str, int | None]:
+def _most_common(steps: Ints, say: Callable[[int], str] = str) -> tuple[int, str, int | None]:
     """The step, the evidence for it, and the number of the first step that is no multiple; 0 if it is too rare."""
     sizes, counts = np.unique(steps, return_counts=True)
     step, count = int(sizes[counts.argmax()]), int(counts.max())
-    evidence = f"step {step} in {count} of {len(steps)} steps ({count / len(steps):.4g})"
+    share = "all" if count == len(steps) else f"{count} of"
+    evidence = f"step {say(step)} in {share} {len(steps)} steps"
+    if count < len(steps):
+        evidence += f" ({100 * count / len(steps):.1f} %)"
     odd = np.flatnonzero(steps % step) if step > 0 else np.zeros(1, np.int64)
     if count < _HALF * len(steps) and not len(odd):
         odd = np.flatnonzero(steps != step)
@@ -101,10 +105,10 @@ def _of_days(clock: pd.DatetimeIndex, first: Bools, inside: Bools) -> Frequency 
         found = kind(whole, days, inside)
         if found is not None:
             return found
-    step, evidence, odd = _most_common(steps)
+    step, evidence, odd = _most_common(steps, "{} d".format)
     if odd is not None:
         return None
-    return Frequency(f"{step if step > 1 else ''}D", f"one time of day; {evidence.replace(' in', ' d in', 1)}")
+    return Frequency(f"{step if step > 1 else ''}D", f"one time of day; {evidence}")
 
 
 def _of_months(whole: pd.DatetimeIndex, days: Ints, inside: Bools) -> Frequency | None:
@@ -112,10 +116,10 @@ def _of_months(whole: pd.DatetimeIndex, days: Ints, inside: Bools) -> Frequency 
     steps = np.diff(months)[inside]
     if (steps < 1).any():
         return _of_half_months(whole, months, inside)
-    step, evidence, odd = _most_common(steps)
+    step, evidence, odd = _most_common(steps, "{} months".format)
     if odd is not None:
         return None
-    said = f"months apart: {evidence}"
+    said = evidence
     day = whole.day.to_numpy(np.int64)
     length = whole.days_in_month.to_numpy(np.int64)
     one = len(np.unique(months % step)) == 1
@@ -157,23 +161,23 @@ def _of_weeks(whole: pd.DatetimeIndex, days: Ints, inside: Bools) -> Frequency |
     steps = np.diff(days)[inside]
     if (steps % 7).any():
         return None
-    step, evidence, odd = _most_common(steps // 7)
+    step, evidence, odd = _most_common(steps // 7, "{} weeks".format)
     if odd is not None:
         return None
-    weekdays = np.unique(whole.dayofweek)
+    weekdays = np.unique(whole.day_of_week)
     times = f"{step}" if step > 1 else ""
     alias = f"{times}W-{_WEEKDAYS[int(weekdays[0])]}" if len(weekdays) == 1 else f"{7 * step}D"
-    return Frequency(alias, f"weeks apart: {evidence}")
+    return Frequency(alias, f"one day of the week; {evidence}")
 
 
 def _of_business_days(whole: pd.DatetimeIndex, days: Ints, inside: Bools) -> Frequency | None:
-    weekday = whole.dayofweek.to_numpy(np.int64)
+    weekday = whole.day_of_week.to_numpy(np.int64)
     if (weekday > 4).any():
         return None
     # Days from Monday to Friday, counted through.
     business = (days - weekday + 3) // 7 * 5 + weekday
     weekends = int((np.diff((days - weekday) // 7)[inside] > 0).sum())
-    step, evidence, odd = _most_common(np.diff(business)[inside])
+    step, evidence, odd = _most_common(np.diff(business)[inside], "{} business days".format)
     if step != 1 or odd is not None or not weekends:
         return None
-    return Frequency("B", f"no stamp on a Saturday or Sunday in {weekends} weekends; business days apart: {evidence}")
+    return Frequency("B", f"no stamp on a Saturday or Sunday in {weekends} weekends; {evidence}")

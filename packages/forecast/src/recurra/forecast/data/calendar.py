@@ -54,9 +54,9 @@ _FEATURES: dict[str, Callable[[pd.DatetimeIndex], Any]] = {
     "second": lambda at: at.second / 59,
     "minute": lambda at: at.minute / 59,
     "hour": lambda at: at.hour / 23,
-    "weekday": lambda at: at.dayofweek / 6,
+    "weekday": lambda at: at.day_of_week / 6,
     "day": lambda at: (at.day - 1) / 30,
-    "day of year": lambda at: (at.dayofyear - 1) / 365,
+    "day of year": lambda at: (at.day_of_year - 1) / 365,
     "month": lambda at: (at.month - 1) / 11,
     "week": lambda at: (at.isocalendar().week.to_numpy(np.float64) - 1) / 52,
 }

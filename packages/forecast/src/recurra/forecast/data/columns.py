@@ -158,7 +158,7 @@ def _is_number(column: "pd.Series[Any]") -> bool:
 
 def _may_count(name: str) -> bool:
     """Whether a column may hold ids or the numbers of rows, by its name or for want of one."""
-    return str(name).strip().casefold() in IDS or str(name).startswith("unnamed ")
+    return str(name).strip().casefold() in IDS or str(name).startswith(("unnamed ", "Unnamed: "))
 
 
 def _counts(column: "pd.Series[Any]") -> bool:

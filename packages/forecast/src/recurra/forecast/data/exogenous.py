@@ -29,7 +29,13 @@ def are_categories(frame: pd.DataFrame, names: Sequence[str], given: Sequence[st
 
 
 def lay_covariates(
-    frame: pd.DataFrame, rows: Rows, laid: Grid, roles: Roles, categories: Sequence[str], fill: Mapping[str, str], season: int
+    frame: pd.DataFrame,
+    rows: Rows,
+    laid: Grid,
+    roles: Roles,
+    categories: Sequence[str],
+    fill: Mapping[str, str],
+    season: int,
 ) -> list[pd.DataFrame]:
     """A frame of covariates for each series, on its stamps; numbers filled by the policy of their column."""
     names = (*roles.past, *roles.future)
@@ -50,7 +56,12 @@ def lay_covariates(
 
 
 def add_future(
-    panel: Panel, frame: pd.DataFrame, stamps: pd.Index, ids: Sequence[Hashable] | None, where: Where, categories: Sequence[str]
+    panel: Panel,
+    frame: pd.DataFrame,
+    stamps: pd.Index,
+    ids: Sequence[Hashable] | None,
+    where: Where,
+    categories: Sequence[str],
 ) -> None:
     """Append rows of covariates that are known ahead to those of each series.
 
@@ -87,19 +98,24 @@ def add_future(
         steps = panel.frequency.between(one.stamps[-1], own.max())[1:]
         places = steps.get_indexer(own)
         if (places < 0).any():
-            raise UserError(f"{where(int(rows[(places < 0).argmax()]))}: {own[(places < 0).argmax()]} lies on no step of "
-                            f"{panel.frequency.alias} after {one.stamps[-1]}")
+            raise UserError(
+                f"{where(int(rows[(places < 0).argmax()]))}: {own[(places < 0).argmax()]} lies on no step of "
+                f"{panel.frequency.alias} after {one.stamps[-1]}"
+            )
         if len(set(places)) < len(places):
             twice = int(np.flatnonzero(pd.Series(places).duplicated())[0])
             raise UserError(f"{where(int(rows[twice]))}: id {one.id!r}, {own[twice]} occurs twice; keep one row")
         taken = np.full(len(steps), -1, np.int64)
         taken[places] = rows
         later = pd.DataFrame(
-            {name: pd.api.extensions.take(column, taken, allow_fill=True) for name, column in columns.items()}, index=steps
+            {name: pd.api.extensions.take(column, taken, allow_fill=True) for name, column in columns.items()},
+            index=steps,
         )
         assert one.covariates is not None
         one.covariates = pd.concat([one.covariates, later])
-    said = f"{early} rows are not after the last of the values and not used" if early else "all rows come after the values"
+    said = (
+        f"{early} rows are not after the last of the values and not used" if early else "all rows come after the values"
+    )
     more = f"; {len(unknown)} ids are not in the table, as {next(iter(unknown))!r}" if unknown else ""
     panel.facts.append(Fact("future covariates", f"{len(frame) - early} rows ahead", said + more))
 
@@ -131,7 +147,12 @@ def static_of_columns(
 
 
 def static_of_frame(
-    frame: pd.DataFrame, key: str, names: Sequence[str], wanted: Sequence[Hashable], where: Where, categories: Sequence[str]
+    frame: pd.DataFrame,
+    key: str,
+    names: Sequence[str],
+    wanted: Sequence[Hashable],
+    where: Where,
+    categories: Sequence[str],
 ) -> list[dict[str, Any]]:
     """Values of each series out of a frame with a row a series.
 

@@ -13,9 +13,7 @@ _NAMED = 8
 """Series that a fact names; the others it counts."""
 
 
-def of_filling(
-    missing: NDArray[Any], values: Array, targets: Sequence[str], policies: Mapping[str, str]
-) -> list[Fact]:
+def of_filling(missing: NDArray[Any], values: Array, targets: Sequence[str], policies: Mapping[str, str]) -> list[Fact]:
     """Missing values a column, before and after filling.
 
     Args:
@@ -62,7 +60,9 @@ def of_series(panel: Panel) -> list[Fact]:
             facts.append(Fact(what, _named(found), why))
     short = [one for one in series if len(one) < 0.1 * max(lengths)]
     if short:
-        facts.append(Fact("short series", _named(short), f"fewer than a tenth of the {max(lengths)} rows of the longest"))
+        facts.append(
+            Fact("short series", _named(short), f"fewer than a tenth of the {max(lengths)} rows of the longest")
+        )
     return facts
 
 

@@ -74,15 +74,10 @@ def check_duplicates(rows: Rows, shown: Callable[[int], str]) -> None:
     at = int(same[0])
     one, other = int(rows.order[at]), int(rows.order[at + 1])
     more = f", and {len(same) - 1} more" if len(same) > 1 else ""
-    clock = ""
     stamp = rows.stamps[at]
-    if (
-        isinstance(rows.stamps, pd.DatetimeIndex)
-        and rows.stamps.tz is None
-        and stamp.hour < 4
-        and len(same) < 0.01 * len(keys)
-    ):
-        clock = "; if the change of clocks repeats it, name the zone with --zone"
+    bare = isinstance(rows.stamps, pd.DatetimeIndex) and rows.stamps.tz is None
+    sunday = bare and stamp.hour < 4 and stamp.day_of_week == 6 and stamp.month in (3, 4, 9, 10, 11)
+    clock = "; if the change of clocks repeats it, name the zone with --zone" if sunday else ""
     raise UserError(
         f"{rows.name(at)}{rows.time} {stamp} occurs twice: {rows.where(one)} ({shown(one)}) and "
         f"{rows.where(other)} ({shown(other)}){more}; keep one{clock}"
@@ -199,13 +194,25 @@ def _off(rows: Rows, frequency: Frequency, row: int) -> UserError:
 
 
 def _gaps(rows: Rows, steps: Ints, frequency: Frequency, observed: bool) -> list[Fact]:
-    jumps = np.diff(steps) if not observed else np.zeros(0, np.int64)
-    gaps = np.flatnonzero((jumps > 1) & ~rows.first[1:]) if len(jumps) else jumps
     if observed:
         return [Fact("gaps", "not looked for", "--fill observed: rows follow each other as they are")]
-    if not len(gaps):
+    jumps = np.diff(steps)
+    gaps = [int(at) for at in np.flatnonzero((jumps > 1) & ~rows.first[1:])]
+    if not gaps:
         return [Fact("gaps", "none", f"every step of {frequency.alias} from first to last stamp has its row")]
     absent = int((jumps[gaps] - 1).sum())
-    named = [f"{rows.name(at)}{jumps[at] - 1} after {rows.stamps[at]}" for at in gaps[:8]]
+    named = []
+    for at in gaps[:8]:
+        clocks = " (the change of clocks? --zone)" if _skipped_hour(rows.stamps, at, frequency) else ""
+        named.append(f"{rows.name(at)}{jumps[at] - 1} after {rows.stamps[at]}{clocks}")
     more = f"; and {len(gaps) - 8} more gaps" if len(gaps) > 8 else ""
     return [Fact("gaps", f"{absent} absent rows in {len(gaps)} gaps", "; ".join(named) + more)]
+
+
+def _skipped_hour(stamps: pd.Index, at: int, frequency: Frequency) -> bool:
+    """Whether clocks that are put forward would leave just this gap, in stamps without a zone."""
+    if not isinstance(stamps, pd.DatetimeIndex) or stamps.tz is not None or not frequency.nanoseconds:
+        return False
+    before, after = stamps[at], stamps[at + 1]
+    longer = (after - before) - pd.Timedelta(frequency.nanoseconds, "ns")
+    return bool(longer == pd.Timedelta(hours=1) and after.hour <= 3 and before.month in (3, 4, 9, 10))

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -20,6 +20,10 @@ from recurra.forecast.data.values import MISSING, Where
 SUFFIXES = (".csv", ".tsv", ".txt", ".gz", ".parquet", ".npz")
 _SEPARATORS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar"}
 _HEAD = 1 << 16
+_EXACT: dict[str, Any] = (
+    {} if tuple(map(int, pd.__version__.split(".")[:2])) >= (3, 1) else {"float_precision": "round_trip"}
+)
+"""The nearest double to every numeral, which later pandas reads without being told."""
 _OTHERS = {
     b"\x89HDF": "an HDF5 file",
     b"BZh": "a bzip2 archive",
@@ -175,10 +179,10 @@ def _npz(path: Path) -> Raw:
 # --- CSV -------------------------------------------------------------------------------------------------------------
 
 
-def _opened(path: Path) -> IO[bytes]:
+def _opened(path: Path) -> Any:
     with path.open("rb") as stream:
         packed = stream.read(2) == b"\x1f\x8b"
-    return gzip.open(path, "rb") if packed else path.open("rb")  # type: ignore[return-value]
+    return gzip.open(path, "rb") if packed else path.open("rb")
 
 
 def _csv(path: Path, head: bytes, text: Callable[[str], bool], separator: str | None, decimal: str | None) -> Raw:
@@ -205,7 +209,9 @@ def _csv(path: Path, head: bytes, text: Callable[[str], bool], separator: str | 
         if not text(name) and all(cell.strip() in MISSING or plain.fullmatch(cell) for cell in words[name])
     ]
     frame = _frame(path, names, numeric, separator, decimal)
-    empty = [name for name in names if name.startswith("unnamed ") and frame[name].isin(MISSING).all()]
+    empty = [
+        name for name in names if name.startswith("unnamed ") and (frame[name].isna() | frame[name].isin(MISSING)).all()
+    ]
     facts = [Fact("format", f"CSV, separated by {_SEPARATORS.get(separator, repr(separator))}", said), decimal_said]
     return Raw(frame.drop(columns=empty), _Lines(path, separator), str(path), facts, path, typeless=True)
 
@@ -214,14 +220,15 @@ def _decoded(path: Path, data: bytes) -> str:
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        line = data[: error.start].count(b"\n") + 1
-        raise FileError(
-            path, f"line {line}: byte {data[error.start]:#04x} is no UTF-8; save the table in this encoding"
-        ) from None
+        raise _no_text(path, data[: error.start].count(b"\n") + 1, data[error.start]) from None
     if "\0" in text:
         line = text[: text.index("\0")].count("\n") + 1
         raise FileError(path, f"line {line}: holds a zero byte; the file is damaged, or no text")
     return text
+
+
+def _no_text(path: Path, line: int, byte: int) -> FileError:
+    return FileError(path, f"line {line}: byte {byte:#04x} is no UTF-8; save the table in this encoding")
 
 
 def _separator(path: Path, lines: str, given: str | None) -> tuple[str, str]:
@@ -364,7 +371,7 @@ def _frame(path: Path, names: Sequence[str], numeric: Iterable[str], separator: 
                 dtype={name: np.float64 if name in numbers else str for name in names},
                 keep_default_na=False,
                 na_values={name: list(MISSING) for name in numbers},
-                float_precision="round_trip",
+                **_EXACT,
                 encoding="utf-8-sig",
                 chunksize=1 << 16,
             )
@@ -403,5 +410,10 @@ def _joined(pieces: Iterable[pd.DataFrame], names: Sequence[str]) -> pd.DataFram
 
 def _unreadable(path: Path, error: Exception) -> FileError:
     if isinstance(error, UnicodeDecodeError):
-        return FileError(path, f"byte {error.object[error.start]:#04x} is no UTF-8; save the table in this encoding")
+        with _opened(path) as stream:
+            for number, line in enumerate(stream, 1):
+                try:
+                    line.decode("utf-8")
+                except UnicodeDecodeError as found:
+                    return _no_text(path, number, line[found.start])
     return FileError(path, f"is no CSV that can be read: {error}")

@@ -47,7 +47,12 @@ def climate() -> pd.DataFrame:
 
 
 def autoregression(
-    coefficients: Sequence[float] = (0.5, -0.3, 0.2), length: int = 1000, *, series: int = 1, noise: float = 1.0, seed: int = 0
+    coefficients: Sequence[float] = (0.5, -0.3, 0.2),
+    length: int = 1000,
+    *,
+    series: int = 1,
+    noise: float = 1.0,
+    seed: int = 0,
 ) -> pd.DataFrame:
     """Processes y_t = sum_k a_k y_{t-k} + e_t, long: `unique_id`, `ds` (hours) and `y`.
 
@@ -83,7 +88,7 @@ def shops(length: int = 730, *, ahead: int = 28, series: int = 4, seed: int = 0)
     """
     draw = np.random.default_rng(seed)
     stamps = pd.date_range("2022-01-01", periods=length + ahead, freq="D", unit="us")
-    week = 1 + 0.3 * np.sin(2 * np.pi * stamps.dayofweek.to_numpy() / 7)
+    week = 1 + 0.3 * np.sin(2 * np.pi * stamps.day_of_week.to_numpy() / 7)
     frames = []
     for at in range(series):
         price = np.round(4 + draw.normal(0, 0.1, len(stamps)).cumsum() / 5, 2)

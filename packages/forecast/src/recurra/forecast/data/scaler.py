@@ -81,7 +81,8 @@ def _fitted(kind: str, known: Array) -> tuple[float, float]:
     if kind == "maximum":
         return 0.0, max(high, 1.0)
     if kind == "minmax":
-        return low, high - low if high > low else 1.0
+        return low, high - low if high - low > 0 else 1.0
     mean = float(known.mean())
     # Rounding gives a constant column a deviation that is not quite 0.
-    return (mean, float(known.std())) if high > low else (low, 1.0)
+    deviation = float(known.std()) if high > low else 0.0
+    return (mean, deviation) if deviation > 0 else (low if high == low else mean, 1.0)

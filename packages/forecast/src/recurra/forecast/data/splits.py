@@ -3,7 +3,7 @@
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from recurra.core.checks import one_of
@@ -35,7 +35,7 @@ class Split:
     train: tuple[int, int]
     val: tuple[int, int]
     test: tuple[int, int]
-    evidence: str = ""
+    evidence: str = field(default="", compare=False)
 
     def rows(self, part: Part) -> tuple[int, int]:
         """Of a part by its name."""

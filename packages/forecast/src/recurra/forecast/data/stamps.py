@@ -17,7 +17,7 @@ _NONE = np.iinfo(np.int64).min
 _UNITS = {"unix": "s", "s": "s", "ms": "ms", "us": "us", "ns": "ns"}
 _TIME = (
     r"(?P<gap>T|\s+)(?P<hour>\d{1,2}):\d{2}(?P<second>:\d{2}(?P<fraction>\.\d+)?)?"
-    r"(?P<space>\s*)(?P<half>[AaPp][Mm])?(?P<zone>\s*(?:Z|UTC|GMT|[+-]\d{2}:?\d{2}))?"
+    r"(?:(?P<space>\s*)(?P<half>[AaPp][Mm]))?(?P<zone>\s*(?:Z|UTC|GMT|[+-]\d{2}:?\d{2}))?"
 )
 _SHAPES: tuple[tuple[str, tuple[str, ...]], ...] = (
     (r"\d{4}(?P<a>[-/.])\d{1,2}(?P=a)\d{1,2}", ("%Y{a}%m{a}%d",)),
@@ -146,7 +146,9 @@ def _of_text(column: "pd.Series[Any]", where: Where, date_format: str | None) ->
     for start, words in _blocks(column):
         blank = words.isin(MISSING).to_numpy(np.bool_)
         if blank.any():
-            raise UserError(f"{where(start + int(blank.argmax()))}: column {column.name!r} has no stamp; every row needs one")
+            raise UserError(
+                f"{where(start + int(blank.argmax()))}: column {column.name!r} has no stamp; every row needs one"
+            )
         whole = whole and bool(words.str.fullmatch(r"[+-]?\d{1,18}(?:\.0*)?").all())
     if whole and (date_format is None or date_format in _UNITS or re.fullmatch(r"(?:%[Ymd])+", date_format)):
         numbers = column.str.strip().str.partition(".")[0].astype(np.int64)
@@ -249,7 +251,9 @@ class _Texts:
             if alone.any():
                 row = int(left[alone.argmax()])
                 said.append(f"{self.where(row)}: {self._word(row)!r} is {form}")
-        return UserError(f"column {self.words.name!r} mixes orders of day and month: {', '.join(said[:2])}; mend the rows")
+        return UserError(
+            f"column {self.words.name!r} mixes orders of day and month: {', '.join(said[:2])}; mend the rows"
+        )
 
     def _no_stamp(self, row: int, why: str) -> UserError:
         shown = self._word(row)[:40]

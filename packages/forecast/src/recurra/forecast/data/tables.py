@@ -239,7 +239,9 @@ class _Opening:
             return []
         if static_frame is None:
             if roles.id is None:
-                raise UserError("a table with a column a series has no column of static covariates; give --static-frame")
+                raise UserError(
+                    "a table with a column a series has no column of static covariates; give --static-frame"
+                )
             return exogenous.static_of_columns(self.raw.frame, rows, roles.static, self._categories(roles.static))
         raw = self.form.read(static_frame)
         with _blaming(raw):
@@ -346,7 +348,9 @@ def _add_future(panel: Panel, form: _Form, source: Any) -> None:
         zone = getattr(panel.series[0].stamps, "tz", None)
         stamps, _ = into_zone(stamps, np.asarray(numbers, np.int64), zone, raw.where, time)
         if (getattr(stamps, "tz", None) is None) != (zone is None) or type(stamps) is not type(panel.series[0].stamps):
-            raise UserError(f"column {time!r}: the stamps are of another kind than those of {panel.source}; give the same")
+            raise UserError(
+                f"column {time!r}: the stamps are of another kind than those of {panel.source}; give the same"
+            )
         exogenous.add_future(panel, raw.frame, stamps, ids, raw.where, panel.categorical)
 
 

@@ -61,20 +61,20 @@ def _read_off(
     for row in twice:
         key = (int(series[row]), int(clock.asi8[row]))
         if key in seen:
-            later = _descends(clock, series, seen[key])
-            first[seen.pop(key) if later else row] = False
+            before = seen.pop(key)
+            first[before if _descends(clock, series, before) else row] = False
         else:
             seen[key] = int(row)
+    if not _in_order(clock, series):
+        raise UserError(
+            f"{where(int(twice[0]))}: {time} {clock[twice[0]]} was twice in {zone}, and the rows are not in the order of "
+            "time, which alone says which is the first; give stamps with their offset"
+        )
     if seen:
         row = next(iter(seen.values()))
         raise UserError(
-            f"{where(row)}: {time} {clock[row]} was twice in {zone}, and one row has it: the rows do not say which it is; "
-            "give stamps with their offset"
-        )
-    if not _in_order(clock, series):
-        raise UserError(
-            f"{where(int(twice[0]))}: {time} {clock[twice[0]]} was twice in {zone}, and the rows are not in the "
-            "order of time, which alone says which is the first; give stamps with their offset"
+            f"{where(row)}: {time} {clock[row]} was twice in {zone}, and one row has it: nothing says which it is; give "
+            "stamps with their offset"
         )
     return clock.tz_localize(zone, ambiguous=first), [said]
 
@@ -85,17 +85,12 @@ def _descends(clock: pd.DatetimeIndex, series: NDArray[np.int64], row: int) -> b
 
 
 def _in_order(clock: pd.DatetimeIndex, series: NDArray[np.int64]) -> bool:
-    """Whether each series ascends or descends, but for an hour that is shown twice."""
-    hour = pd.Timedelta(hours=1).as_unit(clock.unit).value
+    """Whether each series ascends or descends, but for steps back into an hour that is shown twice."""
+    hour = int(pd.Timedelta(hours=1) / pd.Timedelta(1, clock.unit))
     for number in np.unique(series):
         steps = np.diff(clock.asi8[series == number])
-        back = int((steps < 0).sum())
-        if (
-            back
-            and back < len(steps)
-            and (np.abs(steps[steps < 0]).max() > hour)
-            and (steps > hour).any()
-            and (steps < -hour).any()
-        ):
+        if (steps < -hour).any() and (steps > hour).any():
+            return False
+        if min((steps < 0).sum(), (steps > 0).sum()) > 0.1 * len(steps):
             return False
     return True
