@@ -38,7 +38,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "linear": {"model": {"name": "LinearMap", "window": 8, "horizon": 4}},
     "tpgn": {"model": {"name": "TPGN", "window": 8, "horizon": 4, "period": 4, "hidden": 4, "norm": True}},
     "chimera": {
-        "model": {"name": "Chimera", "window": 8, "horizon": 4, "patch": 4, "width": 4, "inner": 4, "states": 2}
+        "model": {"name": "Chimera", "window": 8, "horizon": 4, "patch": 4, "width": 4, "inner": 4, "states": 2, "scan": "wavefront"}
     },
     "regenn": {
         "model": {"name": "ReGENN", "window": 6, "horizon": 4, "batch_size": 4},

@@ -185,7 +185,7 @@ class _Scoring:
         scale = [
             pair
             for block, (_, stop) in zip(blocks, stops, strict=True)
-            for pair in mase_scale(block.values[:stop], season)
+            for pair in mase_scale(block.seen(stop), season)
         ]
         absolute, square = (np.asarray(one) for one in zip(*scale, strict=True))
         if self.standardised:

@@ -101,7 +101,7 @@ def residual_rows(model: Forecaster, prepared: Prepared, most: int) -> Tensor | 
     rows = origins_between(prepared.blocks, prepared.borders["val"], model.window, 1)
     stops = [stop for _, stop in prepared.borders["val"]]
     rows = {number: at[at + steps <= stops[number]] for number, at in rows.items()}
-    windows = prepared.at(rows, model, steps=steps)
+    windows = prepared.at(rows, model, steps=steps, known=stops)
     if not len(windows):
         return None
     chosen = np.unique(np.linspace(0, len(windows) - 1, min(most, len(windows))).round().astype(int))

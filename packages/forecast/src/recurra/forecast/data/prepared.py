@@ -1,6 +1,6 @@
 """Series cut into parts, scaled and laid out for a model: what trains it, what chooses, what calibrates, what scores."""
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,11 +36,20 @@ class Prepared:
 
     def windows(self, part: Part, model: Forecaster, *, stride: int = 1) -> Windows:
         """Windows of a part."""
-        rows = origins_between(self.blocks, self.borders[part], model.window, model.horizon, stride=stride)
-        return self.at(rows, model)
+        borders = self.borders[part]
+        rows = origins_between(self.blocks, borders, model.window, model.horizon, stride=stride)
+        return self.at(rows, model, known=[stop for _, stop in borders])
 
-    def at(self, origins: Origins, model: Forecaster, *, steps: int | None = None, ahead: bool = False) -> Windows:
-        """Windows before these origins; `ahead` lets them reach beyond the last row."""
+    def at(
+        self,
+        origins: Origins,
+        model: Forecaster,
+        *,
+        steps: int | None = None,
+        ahead: bool = False,
+        known: Sequence[int] | None = None,
+    ) -> Windows:
+        """Windows before these origins; `ahead` lets them reach beyond the last row, `known` is that of `Windows`."""
         return Windows(
             self.panel,
             self.blocks,
@@ -50,6 +59,7 @@ class Prepared:
             unknown_future=ahead,
             steps=steps,
             past_columns=self.context.past_columns(),
+            known=known,
         )
 
 
@@ -117,7 +127,7 @@ def learn_context(
 ) -> Context:
     """What the checkpoint keeps of its training data; the scaler knows the training rows alone."""
     rows = until(panel, model, borders)
-    scalers = [Scaler.fit(source.scaler, series.values[: rows[series.id]]) for series in panel.series]
+    scalers = [Scaler.fit(source.scaler, series.seen(0, rows[series.id])) for series in panel.series]
     by_series = source.scaler not in ("window", "none")
     last = max(series.stamps[max(0, rows[series.id] - 1)] for series in panel.series)
     return Context(

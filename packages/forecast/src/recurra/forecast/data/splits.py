@@ -134,7 +134,7 @@ def _made(
     for part in get_args(Part):
         start, stop = made.rows(part)
         needed = window + lengths[part]
-        if part == "val" and start == stop:
+        if (part == "val" and start == stop) or (part == "test" and test == length):
             continue
         if stop - start < needed or (part != "train" and stop - early[part == "test"] < needed):
             raise UserError(
