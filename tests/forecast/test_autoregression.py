@@ -123,8 +123,8 @@ def test_forecast_is_the_loop_over_the_steps(trend: str, horizon: int) -> None:
     ours = model(past)
     assert_close(ours[0, :, 0], np.array(known[len(values) :]), atol=1e-9)
     # Batch and variates are independent, and time can be given.
-    later = model.forecast(past[1:], horizon, start=391.0)
-    assert_close(model.forecast(past.movedim(0, 2).movedim(1, 0)[None, 0], horizon)[0, :, 0], ours[0, :, 0], atol=1e-12)
+    later = model.extend(past[1:], horizon, start=391.0)
+    assert_close(model.extend(past.movedim(0, 2).movedim(1, 0)[None, 0], horizon)[0, :, 0], ours[0, :, 0], atol=1e-12)
     if trend != "ct":
         assert_close(later, ours[1:], atol=1e-12)
 

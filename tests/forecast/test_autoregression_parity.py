@@ -33,5 +33,5 @@ def test_autoregression(path: Path) -> None:
             if name.startswith(f"forecast_{trend}_"):
                 steps = int(name.rpartition("_")[2])
                 close = Tolerance(tolerance.rtol * float(forecast.abs().max()), 0.0)
-                ours = model.forecast(series[None, -lags:, None], steps)[0, :, 0]
+                ours = model.extend(series[None, -lags:, None], steps)[0, :, 0]
                 assert_close(ours, forecast, close, name=name)

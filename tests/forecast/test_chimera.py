@@ -1,5 +1,6 @@
 """Chimera: what holds exactly of its recurrence, and of the model made of it."""
 
+import re
 from typing import Any
 from unittest import mock
 
@@ -11,7 +12,6 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from recurra.core.testing import assert_close
-from recurra.forecast.models.chimera import Chimera
 from recurra.forecast.models.chimera_scan import (
     Coefficients,
     companion,
@@ -92,7 +92,8 @@ def test_phi_has_its_limit_and_keeps_its_digits() -> None:
     assert_close(phi(step, tiny), step * (1 + step * tiny / 2), rtol=1e-15)
     a = torch.tensor([[-0.5, 0.0, -3.0]], dtype=torch.float64, requires_grad=True)
     phi(step, a).sum().backward()
-    assert a.grad is not None and a.grad.isfinite().all()
+    assert a.grad is not None
+    assert a.grad.isfinite().all()
 
 
 @settings(max_examples=25, deadline=None)
@@ -129,7 +130,8 @@ def test_states_stay_bounded_for_any_parameters(options: dict[str, Any]) -> None
     x = torch.ones(1, 12, 400, 4, dtype=torch.float64)
     with torch.no_grad():
         h1, h2, _ = ssm.run(x)
-    assert h1.isfinite().all() and h2.isfinite().all()
+    assert h1.isfinite().all()
+    assert h2.isfinite().all()
     late, early = (h.abs().amax((0, 1, 3)) for h in (h1[:, :, 200:], h1[:, :, :200]))
     assert float(late.max()) <= 20 * float(early.max())
 
@@ -141,7 +143,8 @@ def test_halving_is_what_bounds_one_matrix_a_time() -> None:
     plain, halved = (
         discretise((own,) * 4, (own, own), steps, "zoh_per_matrix", bounded=bounded).flat() for bounded in (False, True)
     )
-    assert not stable(plain) and stable(halved)
+    assert not stable(plain)
+    assert stable(halved)
     # The plain response to a constant grows with the number of paths, far beyond what a single scan could hold.
     far = [float(grid_scan(a, one, one)[0].max()) for a in (plain, halved)]
     assert far[0] > 1e6 * far[1]
@@ -402,7 +405,8 @@ def test_untrained_layer_is_uncoupled_and_its_steps_lie_in_their_ranges() -> Non
     assert cross2.abs().max() == cross3.abs().max() == 0
     steps = torch.nn.functional.softplus(ssm.step_bias)
     for step, (low, high) in zip(steps, ((1e-3, 1e-2), (1e-2, 1.0)), strict=True):
-        assert 0.99 * low <= step.min() < 1.3 * low and 0.7 * high < step.max() <= 1.01 * high
+        assert 0.99 * low <= step.min() < 1.3 * low
+        assert 0.7 * high < step.max() <= 1.01 * high
 
 
 @pytest.mark.parametrize(
@@ -417,9 +421,8 @@ def test_untrained_layer_is_uncoupled_and_its_steps_lie_in_their_ranges() -> Non
     ],
 )
 def test_options_that_do_not_go_together(options: dict[str, Any], line: str) -> None:
-    with unchecked, pytest.raises(ValueError) as error:
+    with unchecked, pytest.raises(ValueError, match=f"^{re.escape(line)}$"):
         GridSSM(2, 2, **options)
-    assert str(error.value) == line
 
 
 def test_sixteen_bit_values_are_accumulated_in_float32() -> None:

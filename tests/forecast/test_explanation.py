@@ -104,14 +104,14 @@ def test_names_that_do_not_fit() -> None:
 
 def test_weights_of_a_linear_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     class Model:
-        def coefficients(self) -> Coefficients:
+        def lag_weights(self) -> Coefficients:
             weights = {"y": np.array([[0.5, 0.1], [0.2, 0.3]]), "t": np.array([[1.0, 2.0]])}
             return Coefficients(weights, {"y": np.full((2, 2), 0.01)}, np.array([7.0, 8.0]))
 
     model = Model()
     assert isinstance(model, Linear)
     assert not isinstance(Last(), Linear)
-    found = explain_weights(model.coefficients(), name="AutoRegression", step=2)
+    found = explain_weights(model.lag_weights(), name="AutoRegression", step=2)
     assert found.rows == [("y", 1, 0.1, 0.01), ("y", 2, 0.3, 0.01), ("t", 1, 2.0, ""), ("intercept", "", 8.0, "")]
     found.outputs.append(found.picture(tmp_path / "weights.png"))
     found.show()
@@ -120,7 +120,7 @@ def test_weights_of_a_linear_model(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "weights.png" in shown
     assert (tmp_path / "weights.png").stat().st_size > 5000
     with pytest.raises(ValueError, match="step must be between 1 and 2; got 3"):
-        explain_weights(model.coefficients(), name="m", step=3)
+        explain_weights(model.lag_weights(), name="m", step=3)
 
 
 def test_the_picture_of_an_occlusion(tmp_path: Path) -> None:

@@ -88,6 +88,7 @@ def test_training(path: Path) -> None:
     settings = ResnlsSettings(
         loss="PairwiseMSE" if variant == "published" else "MSE",
         shuffle=False,
+        schedule="none",
         batch_size=config["batch_size"],
         epochs=config["epochs"],
         learning_rate=config["lr"],

@@ -99,7 +99,7 @@ SIZES = st.fixed_dictionaries(
 
 
 @given(SIZES, st.integers(0, 99))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=20, deadline=None)
 def test_any_sizes_follow_the_equations(sizes: dict[str, Any], seed: int) -> None:
     model = made(seed, **sizes)
     past, marks = batch(model)
@@ -132,7 +132,7 @@ def test_gradients_are_those_of_the_definition(hidden: int, horizon: int, short:
         assert_close(gradient, expected, atol=1e-10, rtol=1e-10, name=name)
 
 
-@pytest.mark.parametrize("hidden", [2, 12])
+@pytest.mark.parametrize("hidden", [1, 4])  # six features are reached: the history first, one map to the gate
 @pytest.mark.parametrize("rows_ahead", [1, 4])
 @pytest.mark.parametrize("of_input", [True, False])
 def test_gradcheck(hidden: int, rows_ahead: int, of_input: bool) -> None:
@@ -144,7 +144,7 @@ def test_gradcheck(hidden: int, rows_ahead: int, of_input: bool) -> None:
         return torch.func.functional_call(model, dict(zip(names, weights, strict=True)), (x, marks))
 
     inputs = (past.requires_grad_(of_input), *(value.detach().clone().requires_grad_() for value in values))
-    assert torch.autograd.gradcheck(forward, inputs)
+    assert torch.autograd.gradcheck(forward, inputs, fast_mode=True)
 
 
 @pytest.mark.parametrize("hidden", [2, 40])
@@ -289,7 +289,8 @@ def test_converted_and_loaded_checkpoints_give_the_same_numbers(tmp_path: Path, 
     [
         (
             [],
-            "the file does not say norm (true if it was trained with norm 1, false if with norm 0); give each as key=value",
+            "the file does not say norm (true if it was trained with norm 1, false if with norm 0); "
+            "give each as key=value",
         ),
         (["norm=true", "freq=t"], "freq: the weights are for 3 calendar features (d, b); got 't'"),
         (["norm=true", "hiden=3"], "hiden: TPGN has no such option (did you mean hidden?)"),

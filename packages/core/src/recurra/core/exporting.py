@@ -5,7 +5,7 @@ import logging
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +30,14 @@ class Exportable:
         inputs: example inputs by name; their sizes stay fixed.
         outputs: names of what is returned.
         name: what errors call the model.
+        metadata: travels with the program: `metadata_props` of ONNX, extra files of pt2.
     """
 
     module: nn.Module
     inputs: Mapping[str, Tensor]
     outputs: tuple[str, ...]
     name: str
+    metadata: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def example(self) -> tuple[Tensor, ...]:
@@ -142,6 +144,7 @@ def _to_onnx(made: Exportable, path: Path) -> tuple[Tensor, ...]:
         cause = str(error.__cause__ or error).strip().splitlines()[0]
         raise UserError(f"{made.name} cannot be exported as ONNX: {cause}") from error
     assert program is not None
+    program.model.metadata_props.update(made.metadata)
     program.save(str(path), external_data=False)
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
@@ -153,7 +156,7 @@ def _to_onnx(made: Exportable, path: Path) -> tuple[Tensor, ...]:
 def _to_pt2(made: Exportable, path: Path) -> tuple[Tensor, ...]:
     # In memory first: on a full disk, torch's writer takes the process down.
     written = io.BytesIO()
-    torch.export.save(torch.export.export(made.module, made.example), written)
+    torch.export.save(torch.export.export(made.module, made.example), written, extra_files=dict(made.metadata))
     path.write_bytes(written.getbuffer())
     with path.open("rb") as stream:
         return _several(torch.export.load(stream).module()(*made.example))

@@ -20,7 +20,7 @@ from recurra.core.recipe import Recipe, build, construct, load_recipe
 from recurra.core.resuming import Resumption, Stopped, StopSignals
 from recurra.core.run_folder import RunFolder, is_first_process
 from recurra.core.sampling import Data, train_loader, validation_loader
-from recurra.core.schedules import OPTIMIZERS, SCHEDULES
+from recurra.core.schedules import OPTIMIZERS, SCHEDULES, constant
 from recurra.core.trainer import TrainSettings, make_trainer, quiet_lightning
 
 __all__ = ["Build", "Data", "Report", "Task", "TrainSettings", "fit", "is_first_process", "seed_all", "train"]
@@ -43,11 +43,15 @@ class Task(LightningModule):
         total_steps: optimizer steps of the whole training; `fit` sets it.
         epoch_steps: optimizer steps of an epoch; `fit` sets it.
         closed_form: the model is solved for, by `solve`; there are no steps.
+        known_optimizers: what the section may name.
+        known_schedules: likewise.
     """
 
     monitor = "loss"
     higher_is_better = False
     closed_form = False
+    known_optimizers: Mapping[str, Callable[..., Any]] = OPTIMIZERS
+    known_schedules: Mapping[str, Callable[..., Any]] = SCHEDULES
 
     def __init__(
         self,
@@ -67,12 +71,14 @@ class Task(LightningModule):
     def configure_optimizers(self) -> Any:
         """The optimizer and, stepped with it, the schedule."""
         trained = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        optimizer = build(OPTIMIZERS, self.optimizer or {"name": "Adam"}, f"{self.where}: optimizer", params=trained)
+        optimizer = build(
+            self.known_optimizers, self.optimizer or {"name": "Adam"}, f"{self.where}: optimizer", params=trained
+        )
         section = self.scheduler or {"name": "none"}
         lengths = {"total": self.total_steps}
-        if "epoch" in inspect.signature(SCHEDULES.get(str(section.get("name")), SCHEDULES["none"])).parameters:
+        if "epoch" in inspect.signature(self.known_schedules.get(str(section.get("name")), constant)).parameters:
             lengths["epoch"] = self.epoch_steps
-        factor = build(SCHEDULES, section, f"{self.where}: scheduler", **lengths)
+        factor = build(self.known_schedules, section, f"{self.where}: scheduler", **lengths)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
@@ -186,9 +192,9 @@ def train(
         Interrupted: Ctrl-C; what is saved and how to go on is in its text.
     """
     changes = [*overrides, *([] if device is None else [f"train.device={device}"])]
-    named = {**sections, "optimizer": OPTIMIZERS, "scheduler": SCHEDULES}
+    named: dict[str, Mapping[str, Callable[..., Any]]] = {"optimizer": OPTIMIZERS, "scheduler": SCHEDULES, **sections}
     resolved = load_recipe(recipe, changes, tiny=tiny, package=package, sections=named)
-    known = [*sections, "optimizer", "scheduler", "train"]
+    known = [*named, "train"]
     for name in resolved:
         if name not in known:
             raise UserError(f"{resolved.source}: {name}: no such section{nearest(name, known)}")
@@ -199,7 +205,11 @@ def train(
     task.where, stem = resolved.source, Path(recipe).stem
     if not task.closed_form:
         task.configure_optimizers()  # a wrong section is refused before there is a folder
-    own = {name: resolved.section(name) for name in sections if name not in ("model", "data", "loss")}
+    own = {
+        name: resolved.section(name)
+        for name in sections
+        if name not in ("model", "data", "loss", "optimizer", "scheduler")
+    }
     task.metadata |= {"recipe": stem, "training_data": data.about, **own}
     folder = Path("runs") / stem if out is None else Path(out)
     return fit(task, data, checked, folder, resume=resume, overwrite=overwrite, recipe=resolved, quiet=quiet)

@@ -230,24 +230,20 @@ class _Run:
     def _prepare_intervals(self) -> None:
         model = next(iter(self.models.values()))
         val = self.prepared.windows("val", model)
-        for method in [*self.simple, *self.networks]:
-            method.calibrate(self.views, val)
-        series = int(self.views.ids.max()) + 1
-        size = series * self.windows.horizon * 200
+        methods = [*self.simple, *self.networks]
+        residuals = {method.name: method.calibrate(self.views, val) for method in methods}
         self.rolling: dict[str, RollingConformal] = {}
+        series = self.views.ids.size
         if not self.how.rolling or not self.levels:
             return
-        if size > _ROLLING:
+        if series * self.windows.horizon * 200 > _ROLLING:
             self.notes.append(
                 f"{series} series x {self.windows.horizon} steps: intervals are those of the validation rows"
             )
             return
-        chosen = np.unique(np.linspace(0, len(val) - 1, min(200, len(val))).round().astype(np.int64))
-        for method in [*self.simple, *self.networks]:
-            residuals = method.residuals(self.views, val, chosen)
-            channels = residuals.shape[2]
-            wide = residuals if channels == series else np.repeat(residuals[..., :1], series, 2)
-            self.rolling[method.name] = RollingConformal(np.where(np.isinf(wide), np.nan, wide))
+        for name, known in residuals.items():
+            wide = known if known.shape[2] == series else np.repeat(known[..., :1], series, 2)
+            self.rolling[name] = RollingConformal(np.where(np.isinf(wide), np.nan, wide))
 
     def write(self, stream: TextIO) -> None:
         """Write the rows, and score them."""

@@ -271,7 +271,20 @@ SOURCES = {
 
 
 def convert(
-    path: str | Path, source: str, out: str | Path, overrides: Sequence[str] = (), *, overwrite: bool = False
+    path: str | Path,
+    source: str,
+    out: str | Path,
+    overrides: Sequence[str] = (),
+    *,
+    data: str | Path | None = None,
+    targets: Sequence[str] = (),
+    split: str = "tpgn",
+    overwrite: bool = False,
 ) -> Path:
     """As the verb: the folder of the converted checkpoint."""
-    return conversion.convert(path, SOURCES, source, out, overrides, example="norm=true", overwrite=overwrite)
+    made = conversion.convert(path, SOURCES, source, out, overrides, example="norm=true", overwrite=overwrite)
+    if data is not None:
+        from recurra.forecast.training import adopt
+
+        adopt(made, data, tuple(targets), split)
+    return made

@@ -90,10 +90,10 @@ def seed_folders(checkpoint: Any) -> list[Path]:
 def evaluate_files(how: Evaluation, data: Inputs, *, out: Path | None, command: str | None, runs: Runs) -> Table:
     """What the verb `evaluate` does, with its options; `command` repeats it, and asks for the page to read."""
     models = how.check()
-    if how.protocol == "regenn":
+    if how.protocol == "regenn" and all("protocol" in model.metadata for model in models.values()):
         from recurra.forecast.protocols.verb import evaluate_regenn
 
-        return evaluate_regenn(models, data, out=out)
+        return evaluate_regenn(models, data, out=out, overwrite=runs.overwrite)
     files = [path for path in find_inputs(data, SUFFIXES, leave_out=[out] if out else []) if not is_forecast(path)]
     first = next(iter(models.values()))
     run = Run(out, title(how, first), "series", draw=_draw, runs=runs)
@@ -190,7 +190,7 @@ class _Scoring:
         absolute, square = (np.asarray(one) for one in zip(*scale, strict=True))
         if self.standardised:
             absolute, square = absolute / views.scale.ravel(), square / views.scale.ravel() ** 2
-        made = {
+        made: dict[str, Any] = {
             "scale": (absolute, square),
             "quantiles": _DECILES,
             "levels": self.levels,
@@ -310,14 +310,8 @@ class _Scoring:
         if simple:
             best = min(simple, key=lambda name: found[name]["mae"])
             for method in networks:
-                notes.append(
-                    _compared(
-                        method.name,
-                        best,
-                        *(self._by_origin(one, origins) for one in (method.name, best)),
-                        self.windows.horizon,
-                    )
-                )
+                ours, theirs = self._by_origin(method.name, origins), self._by_origin(best, origins)
+                notes.append(_compared(method.name, best, ours, theirs, self.windows.horizon))
         interval = self.scorers[networks[0].name].direction_interval()
         if interval:
             notes.append(

@@ -36,7 +36,7 @@ class Coefficients:
 class Linear(Protocol):
     """A model that has weights to show."""
 
-    def coefficients(self) -> Coefficients:
+    def lag_weights(self) -> Coefficients:
         """The weights of its first step, or of all."""
 
 

@@ -142,11 +142,15 @@ def _forecasts(
     whole = -(-steps // model.horizon) * model.horizon
     windows = prepared.at(origins, model, steps=whole, ahead=True)
     _check_whole(panel, blocks, windows, model)
+    channels = prepared.channels(model)
+    if model.layout == "samples":  # one window is all samples
+        channels = channels.reshape(-1, len(panel.variables))
     parts = []
     for first in range(0, len(windows), size):
-        batch = windows.__getitems__(list(range(first, min(first + size, len(windows)))))
-        made = forecast_batch(model, batch, steps, by_window=by_window)
-        parts.append((made.point, *intervals.ends(made)))
+        indices = list(range(first, min(first + size, len(windows))))
+        made = forecast_batch(model, windows.__getitems__(indices), steps, by_window=by_window)
+        own = channels if model.layout == "samples" else channels[indices]
+        parts.append((made.point, *intervals.ends(made, own)))
     # (batch, step, variate, ...) -> (batch x variate, step, ...): series and variables in the order of the blocks
     point, lower, upper = (
         np.concatenate([np.moveaxis(one, 2, 1) for one in part]) for part in zip(*parts, strict=True)

@@ -1,8 +1,9 @@
 """How opened series become forecasts: windows through the model, back in original units, intervals from its residuals."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +19,8 @@ from recurra.forecast.intervals import Conformal, quantile_levels
 from recurra.forecast.models.forecaster import Forecaster
 
 Array = NDArray[np.float64]
+_RESIDUALS = 20_000_000
+"""The most residuals that a checkpoint keeps: 80 MB."""
 
 
 def load_checkpoint(checkpoint: "str | Path | Forecaster") -> Forecaster:
@@ -94,26 +97,73 @@ def calibration_steps(model: Forecaster, context: Context) -> int:
 def residual_rows(model: Forecaster, prepared: Prepared, most: int) -> Tensor | None:
     """Absolute residuals (row, step, channel) on the model's scale, of windows that it was not trained on.
 
-    The windows are those of the validation rows, thinned evenly to at most so many; None if there are none.
+    The windows are those of the validation rows, thinned evenly to at most so many of each series. A series has a
+    channel of its own as far as that does not take too much room. None if there are none.
     """
-    steps, by_window = calibration_steps(model, prepared.context), prepared.context.by_window
-    found = []
+    steps = calibration_steps(model, prepared.context)
     rows = origins_between(prepared.blocks, prepared.borders["val"], model.window, 1)
     stops = [stop for _, stop in prepared.borders["val"]]
-    rows = {number: at[at + steps <= stops[number]] for number, at in rows.items()}
-    windows = prepared.at(rows, model, steps=steps, known=stops)
+    rows = {number: _thinned(at[at + steps <= stops[number]], most) for number, at in rows.items()}
+    windows = prepared.at(rows, model, steps=-(-steps // model.horizon) * model.horizon, known=stops)
     if not len(windows):
         return None
-    chosen = np.unique(np.linspace(0, len(windows) - 1, min(most, len(windows))).round().astype(int))
-    for first in range(0, len(chosen), 256):
-        batch = windows.__getitems__(chosen[first : first + 256].tolist())
-        made = forecast_batch(model, batch, steps, by_window=by_window)
+    found = []
+    for first in range(0, len(windows), 256):
+        batch = windows.__getitems__(list(range(first, min(first + 256, len(windows)))))
+        made = forecast_batch(model, batch, steps, by_window=prepared.context.by_window)
         scale, center = batch["scale"][:, None].numpy(), batch["center"][:, None].numpy()
         point = (made.point - center) / np.where(scale > 0, scale, 1)
-        residual = np.abs(point - batch["future"].numpy())
-        found.append(np.where(batch["observed"].numpy(), residual, np.inf))
+        residual = np.abs(point - batch["future"][:, :steps].numpy())
+        found.append(np.where(batch["observed"][:, :steps].numpy(), residual, np.inf))
     residuals = np.concatenate(found).astype(np.float32)
+    if model.layout == "series":
+        residuals = by_channel(residuals, windows.block, len(prepared.blocks), most)
     return torch.from_numpy(residuals)
+
+
+def _thinned(rows: NDArray[np.int64], most: int) -> NDArray[np.int64]:
+    """At most so many of the rows, evenly; from the first to the last."""
+    return rows if len(rows) <= most else rows[np.linspace(0, len(rows) - 1, most).round().astype(int)]
+
+
+def by_channel(residuals: NDArray[Any], channel: NDArray[np.int64], channels: int, most: int) -> NDArray[Any]:
+    """Residuals (window, step, 1) as (row, step, channel), infinite where a channel has fewer rows.
+
+    Where that would take too much room all stay in one channel, and only the last `most` windows of all.
+    """
+    counts = np.bincount(channel, minlength=channels)
+    if counts.max() * channels * residuals.shape[1] > _RESIDUALS:
+        return residuals[_thinned(np.arange(len(residuals)), most)]
+    made = np.full((counts.max(), residuals.shape[1], channels), np.inf, residuals.dtype)
+    for number in range(channels):
+        own = residuals[channel == number, :, 0]
+        made[: len(own), :, number] = own
+    return made
+
+
+class Widths:
+    """Half widths of intervals: of each channel's own residuals, of all together where those are too few.
+
+    Args:
+        residuals: (row, step, channel), infinite where unknown.
+    """
+
+    def __init__(self, residuals: NDArray[Any]) -> None:
+        self.channels, self.own = residuals.shape[2], Conformal(residuals)
+        rows = np.moveaxis(residuals, 1, 2).reshape(-1, residuals.shape[1])[..., None]
+        self.all = Conformal(rows) if self.channels > 1 else self.own
+
+    def of(self, levels: Sequence[float], channel: NDArray[np.int64]) -> Array:
+        """(batch, step, variate, level) for channels (batch, variate), -1 for a series without one."""
+        pooled = np.moveaxis(self.all.half_widths(levels), 0, -1)[:, 0]  # (step, level)
+        if self.channels == 1:
+            return np.broadcast_to(
+                pooled[None, :, None], (channel.shape[0], len(pooled), channel.shape[1], len(levels))
+            )
+        own = np.moveaxis(self.own.half_widths(levels), 0, -1)  # (step, channel, level)
+        own = np.where(np.isfinite(own), own, pooled[:, None])
+        table = np.concatenate([own, pooled[:, None]], 1)
+        return np.asarray(np.moveaxis(table[:, channel], 0, 1))
 
 
 def calibrate(folder: Path, prepared: Prepared, *, most: int) -> None:
@@ -123,16 +173,22 @@ def calibrate(folder: Path, prepared: Prepared, *, most: int) -> None:
     residuals = residual_rows(model, prepared, most) if most else None
     if residuals is None:
         return
-    first, last = _calibrated_span(prepared)
-    context.calibrated = f"{len(residuals)} windows of the validation rows, {first} to {last}"
+    first, last = _calibrated_span(prepared, model.window)
+    channels = f" of each of {residuals.shape[2]} series" if residuals.shape[2] > 1 else ""
+    context.calibrated = f"{len(residuals)} windows{channels} of the validation rows, {first} to {last}"
     made = model.calibrated(residuals)
     context.store(made)
     made.save_pretrained(folder)
 
 
-def _calibrated_span(prepared: Prepared) -> tuple[str, str]:
+def _calibrated_span(prepared: Prepared, window: int) -> tuple[str, str]:
+    """First and last stamp of what the windows forecast."""
     pairs = list(zip(prepared.blocks, prepared.borders["val"], strict=True))
-    stamps = [(block.stamps[start], block.stamps[stop - 1]) for block, (start, stop) in pairs if stop > start]
+    stamps = [
+        (block.stamps[start + window], block.stamps[stop - 1])
+        for block, (start, stop) in pairs
+        if stop > start + window
+    ]
     return str(min(one for one, _ in stamps)), str(max(one for _, one in stamps))
 
 
@@ -150,16 +206,19 @@ class Intervals:
     levels: tuple[float, ...]
     steps: int
 
-    def ends(self, made: Forecasts) -> tuple[Array, Array]:
-        """Lower and upper ends (batch, step, variate, level); infinite where too few residuals are known."""
-        steps = made.point.shape[1]
-        widths = np.full((len(self.levels), steps, 1), np.inf)
-        if len(self.model.residuals):
-            known = Conformal(self.model.residuals.cpu().numpy().astype(np.float64)).half_widths(self.levels)
-            widths = np.full((len(self.levels), steps, known.shape[2]), np.inf)
-            widths[:, : known.shape[1]] = known[:, :steps]
-        half = np.moveaxis(widths, 0, -1)[None] * np.where(made.scale > 0, made.scale, 0)[:, None, :, None]
-        half = np.where(np.isnan(half), np.inf, half)
+    def ends(self, made: Forecasts, channel: NDArray[np.int64]) -> tuple[Array, Array]:
+        """Lower and upper ends (batch, step, variate, level); infinite where too few residuals are known.
+
+        Args:
+            made: the forecasts.
+            channel: (batch, variate) of the residuals; -1 for a series that has none of its own.
+        """
+        batch, steps, variates = made.point.shape
+        half = np.full((batch, steps, variates, len(self.levels)), np.inf)
+        if len(self.model.residuals) and self.levels:
+            known = Widths(self.model.residuals.cpu().numpy()).of(self.levels, channel)[:, :steps]
+            scale = made.scale[:, None, :, None]
+            half[:, : known.shape[1]] = np.where(scale > 0, known * scale, np.where(np.isinf(known), np.inf, 0))
         lower, upper = made.point[..., None] - half, made.point[..., None] + half
         if made.quantiles is not None:
             for level, (below, above) in quantile_levels(self.model.quantiles).items():
@@ -177,7 +236,7 @@ class Intervals:
             known = quantile_levels(self.model.quantiles) if self.model.quantiles else {}
             lacking = [level for level in self.levels if level not in known]
             return "the checkpoint keeps no residuals: intervals are infinite" if lacking else ""
-        reason = Conformal(self.model.residuals.cpu().numpy().astype(np.float64)).reason(self.levels)
+        reason = Widths(self.model.residuals.cpu().numpy()).all.reason(self.levels)
         if self.steps > steps:
             reason = "; ".join(
                 filter(None, [reason, f"residuals are known for {steps} steps: later intervals are infinite"])

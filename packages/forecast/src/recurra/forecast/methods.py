@@ -13,8 +13,7 @@ from recurra.forecast.baselines import BASELINES, Baseline
 from recurra.forecast.data.prepared import Prepared
 from recurra.forecast.data.scaler import Scaler
 from recurra.forecast.data.windows import Windows
-from recurra.forecast.inference import forecast_batch
-from recurra.forecast.intervals import Conformal
+from recurra.forecast.inference import Widths, by_channel, forecast_batch
 from recurra.forecast.models.forecaster import Forecaster
 from recurra.forecast.zero_shot import ZERO_SHOT
 
@@ -133,14 +132,14 @@ class Method:
         solve: batch -> point (batch, step, variate), in original units.
         seconds: spent in it.
         fitted: the baseline, if it is one.
-        conformal: of its residuals on validation rows, over the scale of the training rows; None before `calibrate`.
+        widths: of intervals, from its residuals on validation rows; None before `calibrate`.
     """
 
     name: str
     solve: Callable[[Batch], Array]
     seconds: float = 0.0
     fitted: Baseline | None = field(default=None, repr=False)
-    conformal: Conformal | None = field(default=None, repr=False)
+    widths: Widths | None = field(default=None, repr=False)
 
     def __call__(self, batch: Batch) -> Array:
         """The forecasts."""
@@ -149,26 +148,39 @@ class Method:
         self.seconds += time.perf_counter() - started
         return made
 
-    def calibrate(self, views: Views, windows: Windows) -> None:
-        """Keep residuals of windows on the validation rows."""
-        chosen = np.unique(np.linspace(0, len(windows) - 1, min(_CALIBRATION, len(windows))).round().astype(np.int64))
-        residuals = self.residuals(views, windows, chosen)
-        self.conformal = Conformal(residuals)
+    def calibrate(self, views: Views, windows: Windows) -> Array:
+        """Keep, and give, absolute residuals (row, step, id) of windows on the validation rows.
 
-    def residuals(self, views: Views, windows: Windows, chosen: NDArray[np.int64]) -> Array:
-        """Absolute residuals (window, step, variate) over the scale of the training rows; infinite where unknown."""
-        found, before = [], self.seconds
-        for batch in views.batches(windows, 64, chosen) if len(windows) else ():
+        They are over the scale of the training rows, and infinite where one is unknown.
+        """
+        chosen = _each(windows, _CALIBRATION)
+        found, owners, before = [], [], self.seconds
+        for batch in views.batches(windows, 64, chosen) if len(chosen) else ():
             residual = np.abs(batch.target - self(batch)) / batch.scale[:, None]
             found.append(np.where(np.isnan(residual), np.inf, residual))
+            owners.append(batch.ids)
         self.seconds = before
-        return np.concatenate(found) if found else np.zeros((0, windows.horizon, 1))
+        residuals = np.concatenate(found) if found else np.zeros((0, windows.horizon, 1))
+        if found and residuals.shape[2] < views.ids.size:  # the windows are of one id each, or of one sample
+            flat = np.moveaxis(residuals, 2, 1).reshape(-1, windows.horizon, 1)
+            residuals = by_channel(flat, np.concatenate(owners).ravel(), views.ids.size, _CALIBRATION)
+        self.widths = Widths(residuals)
+        return residuals
 
     def ends(self, batch: Batch, point: Array, levels: Sequence[float]) -> tuple[Array, Array]:
         """Lower and upper ends (batch, step, variate, level)."""
-        assert self.conformal is not None
-        half = np.moveaxis(self.conformal.half_widths(levels), 0, -1)[None] * batch.scale[:, None, :, None]
+        assert self.widths is not None
+        half = self.widths.of(levels, batch.ids) * batch.scale[:, None, :, None]
         return point[..., None] - half, point[..., None] + half
+
+
+def _each(windows: Windows, most: int) -> NDArray[np.int64]:
+    """Windows of every block, evenly, at most so many of each."""
+    found = []
+    for number in np.unique(windows.block):
+        own = np.flatnonzero(windows.block == number)
+        found.append(own[np.unique(np.linspace(0, len(own) - 1, min(most, len(own))).round().astype(np.int64))])
+    return np.concatenate(found).astype(np.int64) if found else np.zeros(0, np.int64)
 
 
 def network(name: str, model: Forecaster, *, by_window: bool) -> Method:

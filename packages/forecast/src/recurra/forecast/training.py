@@ -14,6 +14,7 @@ from torch import Tensor
 from recurra.core import training
 from recurra.core.errors import UserError
 from recurra.core.recipe import load_recipe
+from recurra.core.schedules import OPTIMIZERS, SCHEDULES
 from recurra.core.training import Build, Data, Report, Task, TrainSettings
 from recurra.forecast.data.panel import Panel
 from recurra.forecast.data.prepared import (
@@ -30,8 +31,17 @@ from recurra.forecast.inference import calibrate, load_checkpoint, model_inputs
 from recurra.forecast.losses import LOSSES, Loss, Pinball
 from recurra.forecast.models import MODELS
 from recurra.forecast.models.forecaster import Forecaster
+from recurra.forecast.onecycle import fastai_adam, one_cycle
 
-SECTIONS: dict[str, Mapping[str, Callable[..., Any]]] = {"model": MODELS, "loss": LOSSES, "data": DATA}
+_OPTIMIZERS: Mapping[str, Callable[..., Any]] = {**OPTIMIZERS, "FastaiAdam": fastai_adam}
+_SCHEDULES: Mapping[str, Callable[..., Any]] = {**SCHEDULES, "OneCycle": one_cycle}
+SECTIONS: dict[str, Mapping[str, Callable[..., Any]]] = {
+    "model": MODELS,
+    "loss": LOSSES,
+    "data": DATA,
+    "optimizer": _OPTIMIZERS,
+    "scheduler": _SCHEDULES,
+}
 _VALIDATION_BATCH = 256
 
 
@@ -44,6 +54,8 @@ class ForecastTask(Task):
 
     model: Forecaster
     monitor = "mse"
+    known_optimizers = _OPTIMIZERS
+    known_schedules = _SCHEDULES
 
     def __init__(
         self, model: Forecaster, loss: Loss, prepared: Prepared, *, calibration: int = 0, **options: Any
@@ -58,8 +70,8 @@ class ForecastTask(Task):
     def training_step(self, batch: Mapping[str, Tensor], index: int) -> Tensor:
         """The loss of the forecasts, and the model's own penalty."""
         if hasattr(self.model, "step_of_epoch"):
-            self.model.step_of_epoch = index
-        loss = self.loss(self.model(*model_inputs(batch)), batch["future"], batch["observed"])
+            self.model.step_of_epoch = index  # type: ignore[assignment]
+        loss: Tensor = self.loss(self.model(*model_inputs(batch)), batch["future"], batch["observed"])
         penalty = self.model.penalty((self.trainer.global_step + 1) / self.total_steps)
         return loss if penalty is None else loss + penalty
 
@@ -173,7 +185,7 @@ def _source(build: Build, frame: Any) -> Source:
     return Table(frame=frame, **{name: value for name, value in vars(made).items() if name in names})
 
 
-def _whole(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+def _whole(batch: Any) -> Any:
     """The batch, which the windows have gathered already."""
     return batch
 
@@ -195,13 +207,17 @@ def train(recipe: str | Path, overrides: Sequence[str] = (), *, frame: Any = Non
         frame: a data frame, or a table that is opened, in place of the recipe's.
         options: those of `recurra.core.training.train`.
     """
+    resolved = load_recipe(
+        recipe, overrides, tiny=options.get("tiny", False), package="recurra.forecast", sections=SECTIONS
+    )
+    if "protocol" in resolved:
+        from recurra.forecast.protocols.training import train_by_protocol
+
+        return train_by_protocol(resolved, Path(recipe).stem, frame=frame, **options)
     tasks: list[ForecastTask] = []
     if frame is not None:
-        found = load_recipe(
-            recipe, overrides, tiny=options.get("tiny", False), package="recurra.forecast", sections=SECTIONS
-        )
         # The recipe that is kept names no file that was not read.
-        overrides = [*overrides, *(["data.csv=null"] if found.section("data").get("csv") else [])]
+        overrides = [*overrides, *(["data.csv=null"] if resolved.section("data").get("csv") else [])]
 
     def make(build: Build, settings: ForecastSettings) -> tuple[ForecastTask, Data]:
         task, data = make_task(build, settings, frame)
@@ -245,3 +261,31 @@ def fit_frame(data: Any, recipe: str | Path, overrides: Sequence[str], **options
         out = options.pop("out", None) or Path(folder) / "run"
         report = train(recipe, given, frame=frame, out=out, **options)
         return load_checkpoint(report.folder)
+
+
+def adopt(folder: Path, data: str | Path, targets: tuple[str, ...], split: str) -> None:
+    """Tell a converted checkpoint the table that its weights were trained on: columns, time axis, scaling, residuals.
+
+    Args:
+        folder: the checkpoint.
+        data: the table.
+        targets: columns of values; by default all that are numbers.
+        split: rule by which its training rows are known.
+
+    Raises:
+        UserError: the table does not fit the weights.
+    """
+    model = load_checkpoint(folder)
+    source = Table(csv=str(data), targets=targets or None, split=split)
+    panel = source.open()
+    wanted = {name: value for name, value in sizes(panel).items() if name in model.config}
+    for name, value in wanted.items():
+        if model.config[name] != value:
+            raise UserError(
+                f"{panel.source}: has {value} {name}; the weights are for {model.config[name]}. Choose columns with --targets"
+            )
+    rule, borders = borders_of(panel, model, vars(source))
+    context = learn_context(panel, model, source, borders, rule, None)
+    context.store(model)
+    model.save_pretrained(folder)
+    calibrate(folder, prepare(panel, model, context), most=source.calibration)

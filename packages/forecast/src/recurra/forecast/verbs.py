@@ -344,6 +344,7 @@ def convert(
     overrides: Overrides = (),
     *,
     data: Annotated[str | Path | None, Option(flags=("--data",), kind=Path)] = None,
+    targets: Targets = (),
     split: str = "tpgn",
     overwrite: Overwrite = False,
 ) -> Path:
@@ -361,7 +362,7 @@ def convert(
     """
     from recurra.forecast.conversion import convert as convert_file
 
-    return convert_file(path, source, out, overrides, data=data, split=split, overwrite=overwrite)
+    return convert_file(path, source, out, overrides, data=data, targets=targets, split=split, overwrite=overwrite)
 
 
 @verb
@@ -384,7 +385,7 @@ def export(
     """
     from recurra.forecast.exporting import export as export_checkpoint
 
-    return export_checkpoint(checkpoint, out, format=format, levels=tuple(levels), overwrite=overwrite)
+    return export_checkpoint(checkpoint, out, format=format, levels=",".join(levels) or None, overwrite=overwrite)
 
 
 @verb

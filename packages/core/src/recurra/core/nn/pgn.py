@@ -83,9 +83,10 @@ class PGN(nn.Module):
         assert gate.bias is not None
         # Taps that reach further back see only zeros.
         reach = min(self.window, max(rows - 1, 1))
-        weights = (mlp.weight[..., -reach:], mlp.bias, gate.weight, gate.bias)
+        taps = mlp.weight if reach == self.window else mlp.weight[..., -reach:]
+        weights = (taps, mlp.bias, gate.weight, gate.bias)
         if rows > FFT_ROWS and not torch.compiler.is_compiling():
-            history = convolved(x, _apart(weights[0], channels)).flatten(2) + mlp.bias.view(channels, -1, 1)
+            history = convolved(x, _apart(taps, channels)).flatten(2) + mlp.bias.view(channels, -1, 1)
             h = _mixed(history, _gates(x.flatten(2), history, gate.weight, gate.bias))[0]
         else:
             # One map of the window to G [x, H] too, where that has fewer products than G has.
@@ -181,8 +182,9 @@ def _of_toeplitz(grad: Float[Tensor, "channel to of"], shape: torch.Size, rows: 
     """The gradient of the weights, given the matrix's."""
     channels, hidden, features, reach = shape
     pairs = grad.view(channels, hidden, rows, features, rows).transpose(2, 3).flip(3)
-    line = torch.ops.aten.unfold_backward(pairs, (channels, hidden, features, 2 * rows - 1), 3, rows, 1)
-    of_weight: Tensor = line[..., rows - 1 - reach : rows - 1]
+    # In lines of twice the length less one, each stands one further to the right than the one before.
+    skewed = F.pad(pairs, (0, rows)).flatten(3)[..., :-rows].unflatten(3, (rows, -1))  # type: ignore[no-untyped-call]
+    of_weight: Tensor = skewed.sum(3)[..., rows - 1 - reach : rows - 1]
     return of_weight
 
 
@@ -206,7 +208,7 @@ def _gates(x: Tensor, history: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """s and t."""
     channels, features, _ = x.shape
     present, past = _apart(weight, channels)[..., 0].tensor_split([features], 2)
-    return torch.bmm(present, x).baddbmm(past, history) + bias.view(channels, -1, 1)
+    return torch.baddbmm(torch.baddbmm(bias.view(channels, -1, 1), present, x), past, history)
 
 
 def _mixed(history: Tensor, gates: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -238,7 +240,8 @@ class _Direct(torch.autograd.Function):
     def values(x: Tensor, weight: Tensor, bias: Tensor, gate: Tensor, gate_bias: Tensor) -> tuple[Tensor, ...]:
         channels, _, rows, places = x.shape
         matrix = _toeplitz(_apart(weight, channels), rows)
-        history = torch.bmm(matrix, x.flatten(1, 2)).view(channels, -1, rows * places) + bias.view(channels, -1, 1)
+        history = torch.bmm(matrix, x.flatten(1, 2)).view(channels, -1, rows * places)
+        history = history + bias.view(channels, -1, 1)
         h, share, candidate = _mixed(history, _gates(x.flatten(2), history, gate, gate_bias))
         return h, history, share, candidate
 
@@ -276,8 +279,8 @@ class _Composed(torch.autograd.Function):
         present, past = _apart(gate, channels)[..., 0].tensor_split([features], 2)
         composed = past @ of_past + F.pad(present.unsqueeze(-1), (reach, 0)).flatten(2)
         shift, gate_shift = bias.view(channels, -1, 1), gate_bias.view(channels, -1, 1)
-        history = torch.bmm(of_past, reached) + shift
-        gates = torch.bmm(composed, reached) + torch.baddbmm(gate_shift, past, shift)
+        history = torch.baddbmm(shift, of_past, reached)
+        gates = torch.baddbmm(torch.baddbmm(gate_shift, past, shift), composed, reached)
         h, share, candidate = _mixed(history, gates)
         return h, reached, of_past, history, share, candidate
 

@@ -136,7 +136,7 @@ def _of_months(whole: pd.DatetimeIndex, days: Ints, inside: Bools) -> Frequency 
 
 
 def _month_alias(step: int, end: str, month: int) -> str:
-    """Of months that lie `step` apart, their first or last day; years and quarters are anchored where the stamps are."""
+    """Of first or last days of months that lie `step` apart; years and quarters are anchored where the stamps are."""
     if step % 12 == 0:
         return f"{step // 12 if step > 12 else ''}Y{end}-{_MONTHS[month - 1]}"
     if step % 3 == 0:

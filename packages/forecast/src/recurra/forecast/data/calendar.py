@@ -113,7 +113,7 @@ class Frequency:
 
     @property
     def nanoseconds(self) -> int:
-        """Length of a step that is the same everywhere, on any clock; 0 of days and longer, which the calendar rules."""
+        """Length of a step that is the same on any clock; 0 of days and longer, which the calendar rules."""
         found = re.fullmatch(r"(\d*)(ns|us|ms|s|min|h)", self.alias)
         return int(found[1] or 1) * _UNITS[found[2]] if found else 0
 
@@ -136,7 +136,7 @@ class Frequency:
             return pd.Index(np.arange(int(first), int(last) + 1, self.number))  # type: ignore[call-overload]
         return self._grid(_stamp(first), _stamp(last), None)
 
-    def steps(self, stamps: pd.Index, first: object | None = None) -> NDArray[np.int64]:
+    def steps(self, stamps: pd.Index, first: Any = None) -> NDArray[np.int64]:
         """How many steps each stamp lies after the first; -1 where it lies on none.
 
         Args:
@@ -148,9 +148,9 @@ class Frequency:
         first = stamps[0] if first is None else first
         step = self.number or self.nanoseconds
         if not step:
-            return self.between(first, stamps[-1]).get_indexer(stamps).astype(np.int64)
+            return np.asarray(self.between(first, stamps[-1]).get_indexer(stamps), np.int64)
         if self.number:
-            away = stamps.to_numpy(np.int64) - int(first)  # type: ignore[call-overload]
+            away = stamps.to_numpy(np.int64) - int(first)
         else:
             at = pd.DatetimeIndex(stamps)
             away = at.asi8 - _stamp(first).as_unit(at.unit).value if at.unit == "ns" else at.asi8 - _count(first, at)
@@ -158,7 +158,8 @@ class Frequency:
             if rest:
                 return self.steps(at.as_unit("ns"), first)
         found, rest = np.divmod(away, step)
-        return np.where(rest == 0, found, -1)
+        places: NDArray[np.int64] = np.where(rest == 0, found, -1)
+        return places
 
     def _grid(self, first: pd.Timestamp, last: pd.Timestamp | None, count: int | None) -> pd.DatetimeIndex:
         zone, unit = first.tz, first.unit if self.nanoseconds % 1000 == 0 else "ns"
@@ -180,7 +181,7 @@ class Frequency:
 
     @property
     def season(self) -> int:
-        """Steps of the season that one expects first: 24 hours, 7 days, 5 business days, 52 weeks, 12 months, 4 quarters.
+        """Steps of the season that one expects first: 24 hours, 7 or 5 days, 52 weeks, 12 months, 4 quarters.
 
         Of less than an hour a day's, of less than a minute an hour's, as long as the step divides it; else 1.
         """
@@ -230,7 +231,7 @@ class Frequency:
 
 
 def _stamp(value: object) -> pd.Timestamp:
-    stamp = pd.Timestamp(value)  # type: ignore[arg-type]
+    stamp: pd.Timestamp = pd.Timestamp(value)
     return stamp.as_unit("us") if stamp.unit in ("s", "ms") else stamp
 
 

@@ -10,9 +10,34 @@ from recurra.core.errors import UserError, nearest
 from recurra.core.inspection import Fact
 from recurra.forecast.data.stamps import formats
 
-IDS = ("unique_id", "series_id", "item_id", "ts_id", "id", "series", "item", "symbol", "ticker", "sensor", "station")
+IDS: tuple[str, ...] = (
+    "unique_id",
+    "series_id",
+    "item_id",
+    "ts_id",
+    "id",
+    "series",
+    "item",
+    "symbol",
+    "ticker",
+    "sensor",
+    "station",
+)
 IDS += ("country", "region", "state", "key", "name", "entity")
-TIMES = ("ds", "date", "datetime", "timestamp", "time", "date_time", "dates", "times", "dt", "period", "day", "week")
+TIMES: tuple[str, ...] = (
+    "ds",
+    "date",
+    "datetime",
+    "timestamp",
+    "time",
+    "date_time",
+    "dates",
+    "times",
+    "dt",
+    "period",
+    "day",
+    "week",
+)
 TIMES += ("month", "quarter", "year", "index")
 TARGETS = ("y", "target", "value", "values")
 _ECOSYSTEM = ("unique_id", "ds", "y")

@@ -68,7 +68,7 @@ class Encoder:
             series: the series.
             start: first row.
             stop: row after the last.
-            known_until: origin: of rows from it on, covariates that are not known ahead are 0. By default all are known.
+            known_until: origin: from it on, covariates that are not known ahead are 0; by default all are known.
 
         Returns:
             (stop - start, column); 0 for a number that is missing, the column "?" for a category that is.
@@ -101,8 +101,8 @@ class Encoder:
         cells = frame[name].to_numpy(object if name in self.categories else None)[start:stop]
         if len(cells) < stop - start:
             raise UserError(
-                f"id {series.id!r}: covariate {name!r} ends at {frame.index[-1]}, {stop - start - len(cells)} rows before the "
-                "horizon does; give it with --future-frame"
+                f"id {series.id!r}: covariate {name!r} ends at {frame.index[-1]}, {stop - start - len(cells)} rows "
+                "before the horizon does; give it with --future-frame"
             )
         return self._numbers(name, cells)
 
@@ -111,7 +111,8 @@ class Encoder:
             place = {one: at for at, one in enumerate(self.categories[name])}
             codes, unique = pd.factorize(pd.Series(cells, dtype=object), use_na_sentinel=True)
             places = np.array([place.get(category(one) or "", len(place)) for one in unique] + [len(place)], np.int64)
-            return np.eye(len(place) + 1, dtype=np.float32)[places[codes]]
+            chosen: NDArray[np.float32] = np.eye(len(place) + 1, dtype=np.float32)[places[codes]]
+            return chosen
         mean, scale = self.numbers[name]
         scaled = (cells.astype(np.float64) - mean) / scale
         return np.nan_to_num(scaled, nan=0.0).astype(np.float32)[:, None]

@@ -117,7 +117,7 @@ def add_future(
         f"{early} rows are not after the last of the values and not used" if early else "all rows come after the values"
     )
     more = f"; {len(unknown)} ids are not in the table, as {next(iter(unknown))!r}" if unknown else ""
-    panel.facts.append(Fact("future covariates", f"{len(frame) - early} rows ahead", said + more))
+    panel.facts.append(Fact("rows ahead", f"{len(frame) - early}", said + more))
 
 
 def static_of_columns(
@@ -138,8 +138,8 @@ def static_of_columns(
         if len(change):
             at = int(change[0])
             raise UserError(
-                f"{rows.name(at)}static covariate {name!r} is {sorted_[at]!r} and then {sorted_[at + 1]!r}; a static one has one "
-                "value a series"
+                f"{rows.name(at)}static covariate {name!r} is {sorted_[at]!r} and then {sorted_[at + 1]!r}; a static "
+                "one has one value a series"
             )
         for one, begin in zip(made, begins, strict=True):
             one[name] = _scalar(sorted_[begin])

@@ -1,6 +1,7 @@
 """Missing values: left missing, or filled by a rule that is named for each column."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
 from typing import Literal, get_args
 
 import numpy as np
@@ -73,7 +74,7 @@ def fill_all(
     for at, policy in enumerate(policies):
         if policy in ("none", "observed") or not np.isnan(values[:, at]).any():
             continue
-        for begin, end in zip(starts[:-1], starts[1:], strict=True):
+        for begin, end in pairwise(starts):
             made, later = filled(values[begin:end, at], policy, season)
             values[begin:end, at] = made
             if later is not None:

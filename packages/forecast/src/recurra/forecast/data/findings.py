@@ -1,4 +1,4 @@
-"""What is said about the series of an opened table: span, constant and short ones, missing values and what became of them."""
+"""What is said about the series of a table: span, constant and short ones, missing values and what became of them."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

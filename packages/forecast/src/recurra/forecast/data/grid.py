@@ -1,4 +1,4 @@
-"""Rows in any order onto the regular grid of each series: sorted, checked for duplicates, with the absent ones between."""
+"""Rows in any order onto the regular grid of each series: sorted, without duplicates, the absent ones between them."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -40,7 +40,8 @@ class Rows:
     @property
     def first(self) -> NDArray[np.bool_]:
         """Which rows are the first of a series."""
-        return np.diff(self.series, prepend=-1) != 0
+        first: NDArray[np.bool_] = np.diff(self.series, prepend=-1) != 0
+        return first
 
     def name(self, row: int) -> str:
         """How a message calls the series of a row; empty if there is but one."""

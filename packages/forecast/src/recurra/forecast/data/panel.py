@@ -38,6 +38,7 @@ class Series:
     needs: NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
+        """Its rows."""
         return len(self.stamps)
 
     def seen(self, start: int, stop: int) -> Array:
@@ -76,7 +77,7 @@ class Panel:
     names: tuple[str, str] = ("unique_id", "ds")
     wide: bool = False
     order: Sequence[int] = ()
-    ids: pd.Series | None = None  # type: ignore[type-arg]
+    ids: "pd.Series[Any] | None" = None
     past: tuple[str, ...] = ()
     future: tuple[str, ...] = ()
     categorical: tuple[str, ...] = ()
@@ -135,8 +136,8 @@ class Panel:
         first, last = late.stamps[0], early.stamps[-1]
         if first > last:
             raise UserError(
-                f"{self.source}: series {late.id!r} begins at {first}, after {early.id!r} ends at {last}: no stamp is in all "
-                "series; leave one out, or choose a model that takes each series by itself"
+                f"{self.source}: series {late.id!r} begins at {first}, after {early.id!r} ends at {last}: no stamp is "
+                "in all series; leave one out, or choose a model that takes each series by itself"
             )
         lost = [one for one in self.series if one.stamps[0] != first or one.stamps[-1] != last]
         if not lost:

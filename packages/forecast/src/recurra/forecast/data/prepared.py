@@ -2,7 +2,11 @@
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from recurra.core.errors import UserError
 from recurra.forecast.data.context import Context, plain_id, stamp_text
@@ -62,10 +66,23 @@ class Prepared:
             known=known,
         )
 
+    def channels(self, model: Forecaster) -> NDArray[np.int64]:
+        """(block, variate): channel of the model's residuals of each series and variable, -1 of one that has none."""
+        known = {one: at for at, one in enumerate(self.context.ids)}
+        variables, kept = len(self.panel.variables), model.residuals.shape[2]
+        width = self.blocks[0].values.shape[1]
+        ids = [known.get(plain_id(series.id), -1) for series in self.panel.series]
+        own = [one * variables + v if one >= 0 else -1 for one in ids for v in range(variables)]
+        found = np.asarray(own, np.int64).reshape(len(self.blocks), width)
+        if model.layout == "samples" and kept == variables:  # the residuals of all samples are kept together
+            found = np.tile(np.arange(variables), (1, len(ids)))
+        return np.where(found < kept, found, -1)
+
 
 def rule_of(panel: Panel, length: int, model: Forecaster, options: dict[str, Any]) -> Split:
     """The rule of the parts of so many rows; "tslib" is ETT's where the table is one of ETT's."""
-    protocol, given = str(options["split"]), {}
+    protocol = str(options["split"])
+    given: dict[str, Any] = {}
     if protocol == "tslib":
         names = [str(series.id) for series in panel.series] if panel.wide else list(panel.variables)
         protocol, _ = tslib_protocol(names, panel.frequency, length, panel.source)
@@ -151,7 +168,7 @@ def learn_context(
             "rule": rule.evidence,
         },
         trained_until=stamp_text(last),
-        source=panel.source,
+        source=Path(panel.source).name,
     )
 
 

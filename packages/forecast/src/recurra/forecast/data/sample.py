@@ -114,6 +114,39 @@ def shops(length: int = 730, *, ahead: int = 28, series: int = 4, seed: int = 0)
     return known, later.drop(columns=["y", "visitors", "region"])
 
 
+def outbreaks(length: int = 90, *, countries: int = 12, seed: int = 0) -> pd.DataFrame:
+    """Daily totals of epidemics that grow and wane: `unique_id`, `ds`, `confirmed`, `deaths`, `recovered`, never falling."""
+    draw = np.random.default_rng(seed)
+    stamps = pd.date_range("2020-01-22", periods=length, freq="D", unit="us")
+    days, frames = np.arange(length), []
+    for at in range(countries):
+        wave = 1 / (1 + np.exp(-(days - draw.uniform(20, 70)) / draw.uniform(4, 10)))
+        confirmed = draw.poisson(np.diff(wave, prepend=0.0) * draw.uniform(1e3, 1e5)).cumsum()
+        deaths, recovered = (0.02 * np.roll(confirmed, 7)).astype(int), (0.8 * np.roll(confirmed, 14)).astype(int)
+        deaths[:7], recovered[:14] = 0, 0
+        frames.append(
+            pd.DataFrame(
+                {
+                    "unique_id": f"country{at:02d}",
+                    "ds": stamps,
+                    "confirmed": confirmed,
+                    "deaths": deaths,
+                    "recovered": recovered,
+                }
+            )
+        )
+    return pd.concat(frames, ignore_index=True)
+
+
+def prices(length: int = 600, *, seed: int = 0) -> pd.DataFrame:
+    """Prices of trading days that wander: `date`, `open`, `close`."""
+    draw = np.random.default_rng(seed)
+    close = 3000 * np.exp(draw.normal(0, 0.01, length).cumsum())
+    open_ = np.concatenate([[3000.0], close[:-1]]) * np.exp(draw.normal(0, 0.003, length))
+    stamps = pd.date_range("2020-01-01", periods=length, freq="B", unit="us")
+    return pd.DataFrame({"date": stamps, "open": open_.round(3), "close": close.round(3)})
+
+
 SAMPLES: dict[str, Callable[[], pd.DataFrame]] = {
     "sunspots": sunspots,
     "co2": co2,
@@ -121,6 +154,8 @@ SAMPLES: dict[str, Callable[[], pd.DataFrame]] = {
     "climate": climate,
     "autoregression": autoregression,
     "shops": lambda: shops()[0],
+    "outbreaks": outbreaks,
+    "prices": prices,
 }
 
 
@@ -149,6 +184,7 @@ def write_samples(out: Path) -> list[Path]:
     """
     known, later = shops()
     frames = {"climate": climate(), "co2": co2(), "sunspots": sunspots(), "shops": known, "shops_future": later}
+    frames |= {"outbreaks": outbreaks(), "prices": prices()}
     written = []
     for name, frame in frames.items():
         written.append(out / f"{name}.csv")

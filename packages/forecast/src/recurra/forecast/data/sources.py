@@ -12,6 +12,8 @@ from recurra.forecast.data.tables import open_panel
 
 ScalerKind = Literal["standard", "minmax", "maximum", "none", "window"]
 
+SampleName = Literal["sunspots", "co2", "elnino", "climate", "shops", "outbreaks", "prices", "autoregression"]
+
 
 class Source:
     """Series and how they are cut into training, validation and test.
@@ -136,13 +138,14 @@ class Sample(Source):
     """Series that come with the package.
 
     Args:
-        series: "sunspots", "co2", "elnino", "climate" (the two, monthly), "shops" (with covariates), or
-            "autoregression", generated.
+        series: "sunspots", "co2", "elnino", "climate" (the two, monthly); and generated "shops" (with covariates),
+            "outbreaks" (three variables a country), "prices" and "autoregression".
         coefficients: of the generated one, lag 1 first.
         length: its rows.
         count: its series.
         noise: standard deviation of its errors.
         seed: of the generator.
+        targets: columns of values; by default all that are numbers.
         fill: policy for missing values, of all columns or by column.
         past: columns known up to the origin.
         future: columns known ahead.
@@ -154,12 +157,13 @@ class Sample(Source):
     def __init__(
         self,
         *,
-        series: Literal["sunspots", "co2", "elnino", "climate", "shops", "autoregression"] = "sunspots",
+        series: SampleName = "sunspots",
         coefficients: tuple[float, ...] = (0.2, 0.3, -0.5),
         length: int = 1000,
         count: int = 1,
         noise: float = 1.0,
         seed: int = 0,
+        targets: tuple[str, ...] | None = None,
         fill: str = "none",
         past: tuple[str, ...] = (),
         future: tuple[str, ...] = (),
@@ -184,8 +188,15 @@ class Sample(Source):
         )
         self.series = series
         self.generated = {"coefficients": coefficients, "length": length, "series": count, "noise": noise, "seed": seed}
-        given = {"fill": fill, "past": past, "future": future, "static": static, "categorical": categorical}
-        self.options = {key: value for key, value in given.items() if value not in ((), "none")}
+        given = {
+            "targets": targets,
+            "fill": fill,
+            "past": past,
+            "future": future,
+            "static": static,
+            "categorical": categorical,
+        }
+        self.options = {key: value for key, value in given.items() if value not in (None, (), "none")}
 
     def open(self) -> Panel:
         """The embedded series."""

@@ -134,12 +134,13 @@ def _made(
     for part in get_args(Part):
         start, stop = made.rows(part)
         needed = window + lengths[part]
-        if (part == "val" and start == stop) or (part == "test" and test == length):
+        if part != "train" and (start == stop or stop == early[part == "test"] + window):  # the part is empty
             continue
         if stop - start < needed or (part != "train" and stop - early[part == "test"] < needed):
             raise UserError(
                 f"protocol {protocol}: {part} would have {max(0, stop - start)} of the {length} rows and needs "
-                f"{needed} for a window of {window} and a horizon of {lengths[part]}; give longer series, or shorten either"
+                f"{needed} for a window of {window} and a horizon of {lengths[part]}; give longer series, or shorten "
+                "either"
             )
     return made
 

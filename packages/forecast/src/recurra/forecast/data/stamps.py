@@ -146,9 +146,8 @@ def _of_text(column: "pd.Series[Any]", where: Where, date_format: str | None) ->
     for start, words in _blocks(column):
         blank = words.isin(MISSING).to_numpy(np.bool_)
         if blank.any():
-            raise UserError(
-                f"{where(start + int(blank.argmax()))}: column {column.name!r} has no stamp; every row needs one"
-            )
+            row = where(start + int(blank.argmax()))
+            raise UserError(f"{row}: column {column.name!r} has no stamp; every row needs one")
         whole = whole and bool(words.str.fullmatch(r"[+-]?\d{1,18}(?:\.0*)?").all())
     if whole and (date_format is None or date_format in _UNITS or re.fullmatch(r"(?:%[Ymd])+", date_format)):
         numbers = column.str.strip().str.partition(".")[0].astype(np.int64)
@@ -159,7 +158,7 @@ def _of_text(column: "pd.Series[Any]", where: Where, date_format: str | None) ->
 
 
 def _blocks(column: "pd.Series[Any]", size: int = 1 << 16) -> Iterator[tuple[int, "pd.Series[Any]"]]:
-    """Pieces of a column of text without blanks around, and where each begins: what is made of a piece is given back."""
+    """Pieces of a column of text without blanks around, and where each begins: its memory is soon given back."""
     for start in range(0, len(column), size):
         yield start, column.iloc[start : start + size].str.strip()
 
@@ -234,8 +233,8 @@ class _Texts:
             if differ.any():
                 row = int(left[differ.argmax()])
                 raise UserError(
-                    f"{self.where(row)}: column {self.words.name!r}: {self._word(row)!r} may be {chosen} or {other}, and "
-                    f"no row decides; pass --date-format '{chosen}' or --date-format '{other}'"
+                    f"{self.where(row)}: column {self.words.name!r}: {self._word(row)!r} may be {chosen} or {other}, "
+                    f"and no row decides; pass --date-format '{chosen}' or --date-format '{other}'"
                 )
         for other in read.keys() - whole.keys():
             row = int(left[((read[other] == _NONE) & some).argmax()])
@@ -251,9 +250,8 @@ class _Texts:
             if alone.any():
                 row = int(left[alone.argmax()])
                 said.append(f"{self.where(row)}: {self._word(row)!r} is {form}")
-        return UserError(
-            f"column {self.words.name!r} mixes orders of day and month: {', '.join(said[:2])}; mend the rows"
-        )
+        both = ", ".join(said[:2])
+        return UserError(f"column {self.words.name!r} mixes orders of day and month: {both}; mend the rows")
 
     def _no_stamp(self, row: int, why: str) -> UserError:
         shown = self._word(row)[:40]

@@ -14,7 +14,8 @@ from recurra.core.inspection import Fact
 from recurra.forecast.data import columns, exogenous, filling, findings, grid
 from recurra.forecast.data.calendar import Frequency
 from recurra.forecast.data.panel import Array, Panel, Series
-from recurra.forecast.data.reading import Raw, read
+from recurra.forecast.data.raw import Raw
+from recurra.forecast.data.reading import read
 from recurra.forecast.data.stamps import to_stamps
 from recurra.forecast.data.values import to_numbers
 from recurra.forecast.data.zones import into_zone
@@ -253,7 +254,7 @@ class _Opening:
         with _blaming(raw):
             for name in roles.static:
                 columns.existing(raw.frame, name, "--static")
-            key = roles.id if roles.id in raw.frame.columns else raw.frame.columns[0]
+            key = str(roles.id if roles.id in raw.frame.columns else raw.frame.columns[0])
             wanted = roles.targets if ids is None else [_plain(one) for one in ids]
             categories = exogenous.are_categories(raw.frame, roles.static, self.form.categorical)
             self.form = _Form(**{**self.form.__dict__, "categorical": (*self.form.categorical, *categories)})

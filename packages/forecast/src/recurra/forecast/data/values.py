@@ -46,7 +46,7 @@ def to_numbers(column: "pd.Series[Any]", where: Where) -> Array:
     if np.isinf(values).any():
         row = int(np.flatnonzero(np.isinf(values))[0])
         raise UserError(f"{where(row)}: column {name!r} is infinite; a number or an empty cell is expected")
-    return values
+    return np.asarray(values, np.float64)
 
 
 def _from_objects(column: "pd.Series[Any]", where: Where) -> Array:
@@ -74,7 +74,7 @@ def _from_objects(column: "pd.Series[Any]", where: Where) -> Array:
 def _number(cell: object, name: object, where: Where, row: int) -> float:
     try:
         if isinstance(cell, Decimal | Fraction | Real | np.number | np.bool_) and not isinstance(cell, complex):
-            return float(cell)  # type: ignore[arg-type]
+            return float(cell)
     except (ValueError, OverflowError, TypeError):
         pass
     raise not_a_number(repr(cell), name, where(row))

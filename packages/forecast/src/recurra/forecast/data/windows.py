@@ -163,7 +163,10 @@ class Windows(EpochDataset):
             if block.needs is not None:
                 self.values[start + np.flatnonzero(block.needs >= stop)] = np.nan
         self.block, self.origin = self._places(origins)
-        self.marks, self.mark_start = self._marked(panel) if model.takes_marks else (None, self.starts)
+        self.marks: NDArray[np.float32] | None = None
+        self.mark_start = self.starts
+        if model.takes_marks:
+            self.marks, self.mark_start = self._marked(panel)
         self.covariates = self._covariates() if model.takes_covariates else None
         self.past_columns = list(past_columns)
 

@@ -58,7 +58,7 @@ def _read_off(
         return one, [said]
     first = np.ones(len(clock), np.bool_)
     seen: dict[tuple[int, int], int] = {}
-    for row in twice:
+    for row in twice.tolist():
         key = (int(series[row]), int(clock.asi8[row]))
         if key in seen:
             before = seen.pop(key)
@@ -67,14 +67,14 @@ def _read_off(
             seen[key] = int(row)
     if not _in_order(clock, series):
         raise UserError(
-            f"{where(int(twice[0]))}: {time} {clock[twice[0]]} was twice in {zone}, and the rows are not in the order of "
-            "time, which alone says which is the first; give stamps with their offset"
+            f"{where(int(twice[0]))}: {time} {clock[twice[0]]} was twice in {zone}, and the rows are not in the order "
+            "of time, which alone says which is the first; give stamps with their offset"
         )
     if seen:
         row = next(iter(seen.values()))
         raise UserError(
-            f"{where(row)}: {time} {clock[row]} was twice in {zone}, and one row has it: nothing says which it is; give "
-            "stamps with their offset"
+            f"{where(row)}: {time} {clock[row]} was twice in {zone}, and one row has it: nothing says which it is; "
+            "give stamps with their offset"
         )
     return clock.tz_localize(zone, ambiguous=first), [said]
 
@@ -91,6 +91,6 @@ def _in_order(clock: pd.DatetimeIndex, series: NDArray[np.int64]) -> bool:
         steps = np.diff(clock.asi8[series == number])
         if (steps < -hour).any() and (steps > hour).any():
             return False
-        if min((steps < 0).sum(), (steps > 0).sum()) > 0.1 * len(steps):
+        if min((steps < 0).sum(), (steps > 0).sum()) > max(1, 0.1 * len(steps)):
             return False
     return True

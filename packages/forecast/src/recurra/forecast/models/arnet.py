@@ -52,7 +52,10 @@ def spread_quantiles(
 
 def _outward(distances: Tensor) -> Tensor:
     """Never negative, never less than the one before."""
-    return distances.clamp(min=0).cummax(-1).values if distances.shape[-1] else distances
+    steps = [distances.clamp(min=0)[..., :1]]
+    for i in range(1, distances.shape[-1]):
+        steps.append(torch.maximum(steps[-1], distances[..., i : i + 1]))
+    return torch.cat(steps, -1)
 
 
 class ARNet(Forecaster):
@@ -99,9 +102,7 @@ class ARNet(Forecaster):
         quantiles: tuple[float, ...] = (),
         calibration: tuple[int, int, int] = (0, 0, 0),
     ) -> None:
-        super().__init__(
-            window=window, horizon=horizon, quantiles=quantiles, calibration=calibration
-        )
+        super().__init__(window=window, horizon=horizon, quantiles=quantiles, calibration=calibration)
         one_of("regulariser", regulariser, Regulariser)
         if not 0 < sparsity <= 1:
             raise ValueError(f"sparsity must be above 0 and at most 1; got {sparsity}")

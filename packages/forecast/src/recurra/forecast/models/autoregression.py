@@ -67,9 +67,7 @@ class AutoRegression(Forecaster):
         quantiles: tuple[float, ...] = (),
         calibration: tuple[int, int, int] = (0, 0, 0),
     ) -> None:
-        super().__init__(
-            window=window, horizon=horizon, quantiles=quantiles, calibration=calibration
-        )
+        super().__init__(window=window, horizon=horizon, quantiles=quantiles, calibration=calibration)
         one_of("trend", trend, Trend)
         if prune is not None and not prune > 0:
             raise ValueError(f"prune must be positive; got {prune}")
@@ -86,13 +84,13 @@ class AutoRegression(Forecaster):
     ) -> Float[Tensor, "batch horizon variate *quantile"]:
         """The forecast; see `Forecaster.forward`. A line in time goes on where the fitted series ended."""
         self.check(past, marks, covariates)
-        point = self.forecast(past, self.horizon)
+        point = self.extend(past, self.horizon)
         if not self.quantiles:
             return point
         spread = self.standard_deviations(self.horizon).to(point)[:, None]
         return torch.stack([point, *(point + NormalDist().inv_cdf(q) * spread for q in self.quantiles)], -1)
 
-    def forecast(
+    def extend(
         self, past: Float[Tensor, "batch window variate"], horizon: int, *, start: float | None = None
     ) -> Float[Tensor, "batch horizon variate"]:
         """The forecast of any number of steps, in the precision of `past` and computed in float64.
@@ -115,11 +113,12 @@ class AutoRegression(Forecaster):
 
     def impulse(self, horizon: int) -> Float[Tensor, "horizon"]:
         """ψ: what an error of 1 adds to the steps from its own on."""
-        weights, response = self.coefficients, [torch.ones_like(self.variance)]
+        lags, newest_last = self.window, self.coefficients.flip(0)
+        response = self.coefficients.new_zeros(lags + horizon)
+        response[lags] = 1
         for step in range(1, horizon):
-            known = min(step, self.window)
-            response.append(weights[:known] @ torch.stack(response[step - known :][::-1]))
-        return torch.stack(response)
+            response[lags + step] = newest_last @ response[step : step + lags]
+        return response[lags:]
 
     def standard_deviations(self, horizon: int) -> Float[Tensor, "horizon"]:
         """Of the forecast's error at every step, for errors that are independent: σ √(ψ_0² + ... + ψ_{h-1}²)."""

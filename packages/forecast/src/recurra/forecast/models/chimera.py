@@ -3,8 +3,9 @@
 Behrouz, Santacatterina, Zabih: "Chimera: Effectively Modeling Multivariate Time Series with 2-Dimensional State Space
 Models", NeurIPS 2024, arXiv:2406.04320. The authors have published no code. From the paper: two states, one carried
 along time and one along variates; discretisation with a step each; selective B, C and steps; modules for trend and
-season that differ in their steps; forward and backward over variates; gating; a closed loop for long horizons. Ours: the
-held discretisation, which is bounded for all inputs, sizes, the wiring of a block, the head, and the linear map beside it.
+season that differ in their steps; forward and backward over variates; gating; a closed loop for long horizons. Ours:
+the held discretisation, which is bounded for all inputs, sizes, the wiring of a block, the head, and the linear map
+beside it.
 """
 
 from math import ceil
@@ -202,9 +203,7 @@ class Chimera(Forecaster):
         train_linear: bool = False,
         dropout: float = 0.0,
     ) -> None:
-        super().__init__(
-            window=window, horizon=horizon, quantiles=quantiles, calibration=calibration
-        )
+        super().__init__(window=window, horizon=horizon, quantiles=quantiles, calibration=calibration)
         at_least_one(patch=patch, width=width, inner=inner, layers=layers, kernel=kernel)
         one_of("head", head, Head)
         one_of("norm", norm, Norm)
@@ -229,15 +228,15 @@ class Chimera(Forecaster):
         self.final_norm = nn.RMSNorm(width, eps=1e-5)
         each = 1 + len(quantiles)
         if head == "direct":
-            self.head: nn.Module = DirectHead(width, self.columns, each * horizon, dropout=dropout)
+            self.head: DirectHead | ClosedLoopHead = DirectHead(width, self.columns, each * horizon, dropout=dropout)
         else:
             options = {**both, "time_steps": season_steps}
             new = ceil(horizon / patch)
             self.head = ClosedLoopHead(width, states, new, each * patch, dropout=dropout, options=options)
         self.linear = nn.Parameter(torch.zeros(horizon, window), requires_grad=train_linear) if linear else None
         if linear:
-            nn.init.zeros_(self.head.linear.weight)  # type: ignore[union-attr, arg-type]
-            nn.init.zeros_(self.head.linear.bias)  # type: ignore[union-attr, arg-type]
+            nn.init.zeros_(self.head.linear.weight)
+            nn.init.zeros_(self.head.linear.bias)
 
     def forward(
         self,
@@ -303,7 +302,7 @@ class Chimera(Forecaster):
         size, count = self.window, 0
         gram = windows.new_zeros(size, size, dtype=torch.float64)
         product = windows.new_zeros(size, self.horizon, dtype=torch.float64)
-        for past, future in zip(windows.split(256), targets.split(256), strict=True):
+        for past, future in zip(torch.split(windows, 256), torch.split(targets, 256), strict=True):
             x, y = past.double().transpose(1, 2).flatten(0, 1), future.double().transpose(1, 2).flatten(0, 1)
             mean = x.mean(1, keepdim=True)
             x, y = x - mean, y - mean
@@ -332,7 +331,7 @@ class Chimera(Forecaster):
         """The grid (batch, variate, column, width)."""
         missing = self.columns * self.patch - self.window
         x = torch.cat([x[..., :1].expand(*x.shape[:-1], missing), x], -1) if missing else x
-        grid: Tensor = self.embedding(x.unflatten(-1, (self.columns, self.patch)))
+        grid: Tensor = self.embedding(x.reshape(*x.shape[:-1], self.columns, self.patch))
         if self.variate_embedding is None:
             return grid
         if x.shape[1] != len(self.variate_embedding):
@@ -352,8 +351,12 @@ def _in_order(y: Tensor, quantiles: tuple[float, ...]) -> Tensor:
     if not quantiles:
         return y
     middle = min(range(len(quantiles)), key=lambda i: abs(quantiles[i] - 0.5))
-    point, below, centre, above = y.split([1, middle, 1, len(quantiles) - middle - 1], -1)
-    centre = point + centre
+    point, below, centre, above = (
+        y[..., :1],
+        y[..., 1 : middle + 1],
+        y[..., :1] + y[..., middle + 1 : middle + 2],
+        y[..., middle + 2 :],
+    )
     up = centre + F.softplus(above).cumsum(-1)
     down = centre - F.softplus(below).flip(-1).cumsum(-1).flip(-1)
     return torch.cat([point, down, centre, up], -1)

@@ -125,7 +125,8 @@ def order_free(a: Coefficients, b1: Tensor, b2: Tensor, left: Column | None = No
         h2[v,t] = a3[v,t] m1[t] + a4[v,t] m2[t] + b2[v,t]
 
     The mean of both sides gives m2 = (mean(a3) m1 + mean(b2)) / (1 - mean(a4)), so nothing is iterated. With
-    |a3| <= rho (1 - a4) the states obey the bound of the ordered recurrence. Permuting the variates permutes the result.
+    |a3| <= rho (1 - a4) the states obey the bound of the ordered recurrence. Permuting the variates permutes
+    the result.
 
     Args:
         a: coefficients, a4 < 1.
@@ -168,7 +169,7 @@ def companion(
     _, a2, a3, a4 = a.over(shape)
     columns = []
     for t in range(shape[2]):
-        register = h1.unflatten(-1, column.shape)  # (batch, variate, state, channel)
+        register = h1.reshape(*shape[:2], *column.shape)  # (batch, variate, state, channel)
         moved = keep[:, :, t] * (F.pad(register[..., :-1, :], (0, 0, 1, 0)) + column * register[..., -1:, :])
         h1 = moved.flatten(-2) + a2[:, :, t] * h2 + b1[:, :, t]
         h2, _ = linear_scan(a4[:, :, t], a3[:, :, t] * _before(torch.zeros_like(h1[:, 0]), h1) + b2[:, :, t])
@@ -180,13 +181,14 @@ def read(h1: Tensor, h2: Tensor, c1: Tensor, c2: Tensor) -> Tensor:
     """y = sum over states of c1 h1 + c2 h2.
 
     Args:
-        h1: (batch, variate, column, state * channel).
+        h1: (batch, variate, column, state * channel), or without the column.
         h2: same shape.
         c1: what broadcasts to (batch, variate, column, state, channel) and has as many states.
         c2: likewise.
     """
-    states = c1.shape[-2]
-    return (c1 * h1.unflatten(-1, (states, -1)) + c2 * h2.unflatten(-1, (states, -1))).sum(-2)
+    states = (*h1.shape[:-1], c1.shape[-2], -1)
+    y: Tensor = (c1 * h1.reshape(states) + c2 * h2.reshape(states)).sum(-2)
+    return y
 
 
 def impulse_response(
@@ -212,7 +214,8 @@ def convolution(x: Tensor, kernel: Tensor) -> Tensor:
     """Causal convolution of (batch, variate, column, channel) with an impulse response over both axes, by FFT."""
     size = [2 * n for n in kernel.shape[:2]]
     product = torch.fft.rfft2(x, s=size, dim=(1, 2)) * torch.fft.rfft2(kernel, s=size, dim=(0, 1))
-    return torch.fft.irfft2(product, s=size, dim=(1, 2))[:, : x.shape[1], : x.shape[2]]
+    y: Tensor = torch.fft.irfft2(product, s=size, dim=(1, 2))[:, : x.shape[1], : x.shape[2]]
+    return y
 
 
 def closed_loop(

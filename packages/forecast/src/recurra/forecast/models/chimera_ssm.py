@@ -96,7 +96,7 @@ def stable(a: Coefficients) -> bool:
 
 
 class _Held(torch.autograd.Function):
-    """exp(D A), phi(D, A) A' and phi(D, A) B x of one axis: `discretise` with a third of its tensors as large as the grid.
+    """exp(D A), phi(D, A) A' and phi(D, A) B x of one axis: `discretise` with few tensors as large as the grid.
 
     Arguments are D (..., 1, channel), A and A'/A (state, channel), B (..., state, 1) and x (..., 1, channel).
     """
@@ -108,7 +108,7 @@ class _Held(torch.autograd.Function):
         return moved + 1, moved * ratio, (b * x).mul_(moved).div_(own)
 
     @staticmethod
-    @once_differentiable  # type: ignore[misc]
+    @once_differentiable
     def backward(ctx: Any, d_own: Tensor, d_other: Tensor, d_driven: Tensor) -> tuple[Tensor, ...]:
         step, own, ratio, b, x, moved = ctx.saved_tensors
         through = d_driven / own
@@ -120,6 +120,11 @@ class _Held(torch.autograd.Function):
         through.addcmul_(through, moved)  # the gradient of D A
         d_step = torch.mul(through, own, out=product).sum(-2, keepdim=True)
         return d_step, d_a + _over_cells(through.mul_(step)), d_ratio, d_b, d_x
+
+
+def _held(*arguments: Tensor) -> tuple[Tensor, ...]:
+    results: tuple[Tensor, ...] = _Held.apply(*arguments)  # type: ignore[no-untyped-call]
+    return results
 
 
 def _over_cells(x: Tensor) -> Tensor:
@@ -141,8 +146,8 @@ class GridSSM(nn.Module):
         mode: discretisation, see `discretise`; made stable in every mode.
         rho: how close the coupling may come to the edge of the bound, from 0 up to but not 1.
         structure: "diagonal", or "companion": a1 is a shift register with feedback that holds autoregressions; its
-            column is scaled to an absolute sum of at most 1, D1 says how fast it forgets, and A4 is one number a channel,
-            so that the bound holds for the sum over the states of a channel.
+            column is scaled to an absolute sum of at most 1, D1 says how fast it forgets, and A4 is one number a
+            channel, so that the bound holds for the sum over the states of a channel.
         coupling: "full"; "one_way", variates inform time but not the other way round (a3 = 0); "none" (a2 = a3 = 0).
         scan: order of evaluation; "fft" for selective=False only.
         order_free: the predecessor of a variate is the mean of all.
@@ -281,8 +286,8 @@ class GridSSM(nn.Module):
             d = self.coefficients(b, steps)
             return d.flat(), (d.b1 * x).flatten(-2), (d.b2 * x).flatten(-2)
         own1, cross2, cross3, own4 = self.rates()
-        a1, a2, driven1 = (t.flatten(-2) for t in _Held.apply(steps[0], own1, cross2 / own1, b[0], x))
-        a4, a3, driven2 = (t.flatten(-2) for t in _Held.apply(steps[1], own4, cross3 / own4, b[1], x))
+        a1, a2, driven1 = (t.flatten(-2) for t in _held(steps[0], own1, cross2 / own1, b[0], x))
+        a4, a3, driven2 = (t.flatten(-2) for t in _held(steps[1], own4, cross3 / own4, b[1], x))
         return Coefficients(a1, a2, a3, a4), driven1, driven2
 
     def coefficients(self, b: tuple[Tensor, Tensor], steps: tuple[Tensor, Tensor]) -> Discrete:

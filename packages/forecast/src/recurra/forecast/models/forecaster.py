@@ -1,7 +1,8 @@
 """The call signature that every forecasting model has."""
 
 from abc import ABC, abstractmethod
-from typing import ClassVar, Literal, TypeVar
+from collections.abc import Sequence
+from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -29,11 +30,13 @@ class Forecaster(Pretrained, ABC):
             the samples of a batch are all those of one time.
         takes_marks: forward needs the calendar features.
         takes_covariates: forward takes covariates.
+        unexportable: why no program can be made of it by tracing, or None.
     """
 
     layout: ClassVar[Layout] = "series"
     takes_marks: ClassVar[bool] = False
     takes_covariates: ClassVar[bool] = False
+    unexportable: ClassVar[str | None] = None
 
     def __init__(
         self,
@@ -71,6 +74,25 @@ class Forecaster(Pretrained, ABC):
         Raises:
             ValueError: a shape does not fit.
         """
+
+    def forecast(self, data: Any, horizon: int | None = None, *, levels: Sequence[float] = (), **options: Any) -> Any:
+        """A data frame of the forecasts after the last row of each series, in original units.
+
+        Args:
+            data: a data frame as the model was trained on, or the path of a table: at least `window` rows a series.
+            horizon: steps; the model's by default, and beyond it from its own forecasts.
+            levels: of intervals, percent.
+            options: of `recurra.forecast.forecasting.Forecasting`, such as `minimum=0`.
+
+        Returns:
+            Columns for id and time as in the data, the model's name, and NAME-lo-LEVEL and NAME-hi-LEVEL of each level.
+
+        Raises:
+            UserError: the data are not of the kind that the model knows, or too short.
+        """
+        from recurra.forecast.forecasting import Forecasting, forecast_table
+
+        return forecast_table(Forecasting(self, horizon, tuple(levels), **options), data).frame
 
     def penalty(self, progress: float) -> Tensor | None:
         """What is added to the training loss, when this share of the training is done; nothing by default."""

@@ -49,9 +49,7 @@ class LinearMap(Forecaster):
         quantiles: tuple[float, ...] = (),
         calibration: tuple[int, int, int] = (0, 0, 0),
     ) -> None:
-        super().__init__(
-            window=window, horizon=horizon, quantiles=quantiles, calibration=calibration
-        )
+        super().__init__(window=window, horizon=horizon, quantiles=quantiles, calibration=calibration)
         if quantiles:
             raise ValueError("LinearMap has no quantiles; its intervals come from residuals")
         if ridge < 0:

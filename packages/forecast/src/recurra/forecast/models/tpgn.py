@@ -127,9 +127,7 @@ class TPGN(Forecaster):
         quantiles: tuple[float, ...] = (),
         calibration: tuple[int, int, int] = (0, 0, 0),
     ) -> None:
-        super().__init__(
-            window=window, horizon=horizon, quantiles=quantiles, calibration=calibration
-        )
+        super().__init__(window=window, horizon=horizon, quantiles=quantiles, calibration=calibration)
         at_least_one(period=period, variates=variates, hidden=hidden)
         if quantiles:
             raise ValueError(f"quantiles: TPGN makes point forecasts; expected (), got {quantiles}")
@@ -179,7 +177,9 @@ class TPGN(Forecaster):
             mean, scale = mean.detach(), torch.sqrt(variance + EPSILON)
             past = (past - mean) / scale
         y = self.TPGN(self._grid(past, None if marks is None else marks[:, used]))
-        y = y.permute(2, 1, 3, 0).flatten(1, 2)[:, : self.horizon]
+        y = y.permute(2, 1, 3, 0).flatten(1, 2)
+        if y.shape[1] > self.horizon:
+            y = y[:, : self.horizon]
         return torch.addcmul(mean, y, scale) if self.norm else y
 
     def _grid(
@@ -203,9 +203,12 @@ def _short(grid: Tensor, row: Tensor, row_bias: Tensor, column: Tensor, column_b
     """sh (channel, batch, hidden); the grid with a row and member of the batch a line; what the rows became."""
     channels, _, rows, batch, _ = grid.shape
     lines = grid.permute(0, 3, 2, 1, 4).reshape(channels, batch * rows, -1)
-    of_rows = torch.bmm(lines, row.view(channels, -1, lines.shape[2]).transpose(1, 2)) + row_bias.view(channels, 1, -1)
+    of_rows = torch.baddbmm(
+        row_bias.view(channels, 1, -1), lines, row.view(channels, -1, lines.shape[2]).transpose(1, 2)
+    )
     of_rows = of_rows.view(channels, batch, -1)  # (channel, batch, row and hidden)
-    return torch.bmm(of_rows, _by_row(column, channels)) + column_bias.view(channels, 1, -1), lines, of_rows
+    sh = torch.baddbmm(column_bias.view(channels, 1, -1), of_rows, _by_row(column, channels))
+    return sh, lines, of_rows
 
 
 def _by_row(column: Tensor, channels: int) -> Float[Tensor, "channel row_and_input output"]:
@@ -230,7 +233,7 @@ def _readout(
         inner = heads @ long
         y, bias = torch.bmm(inner, h), bias + heads @ shift
     else:
-        inner = torch.bmm(long, h) + shift
+        inner = torch.baddbmm(shift, long, h)
         y = torch.bmm(heads, inner)
     return (y.view(channels, -1, batch, columns) + bias.unsqueeze(-1)).flatten(2), inner, *kept
 

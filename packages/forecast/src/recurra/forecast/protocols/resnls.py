@@ -17,6 +17,7 @@ from torch import Tensor
 
 from recurra.core.checks import at_least_one, one_of
 from recurra.core.errors import UserError
+from recurra.core.schedules import constant, cosine
 from recurra.forecast.losses import LOSSES
 from recurra.forecast.models.resnls import ResNLS
 
@@ -37,6 +38,8 @@ class ResnlsSettings:
         batch_size: days of a step.
         epochs: passes over the training days.
         learning_rate: of Adam.
+        schedule: "none", as published, or "cosine" down to nothing: the last steps of a constant rate leave the level
+            of the forecasts to chance.
         seed: of the order.
     """
 
@@ -47,6 +50,7 @@ class ResnlsSettings:
     batch_size: int = 64
     epochs: int = 50
     learning_rate: float = 1e-3
+    schedule: Literal["none", "cosine"] = "cosine"
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -58,11 +62,12 @@ class ResnlsSettings:
         at_least_one(batch_size=self.batch_size, epochs=self.epochs)
         one_of("loss", self.loss, LOSSES)
         one_of("scale_from", self.scale_from, ("train", "all"))
+        one_of("schedule", self.schedule, ("none", "cosine"))
         if not 0 < self.train_share < 1:
             raise ValueError(f"train_share must be between 0 and 1; got {self.train_share}")
 
 
-PUBLISHED = ResnlsSettings(loss="PairwiseMSE", shuffle=False, scale_from="all")
+PUBLISHED = ResnlsSettings(loss="PairwiseMSE", shuffle=False, scale_from="all", schedule="none")
 """What the authors' code does, with `ResNLS(variant="published")`."""
 
 
@@ -109,6 +114,9 @@ def train_resnls(model: ResNLS, series: Array, settings: ResnlsSettings) -> list
     optimizer = torch.optim.Adam(trained, lr=settings.learning_rate)
     loss_of = LOSSES[settings.loss]()
     generator = torch.Generator().manual_seed(settings.seed)
+    steps = settings.epochs * ceil(len(past) / settings.batch_size)
+    factor = cosine(total=steps, warmup=0) if settings.schedule == "cosine" else constant(total=steps)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
     losses = []
     for _ in range(settings.epochs):
         order = torch.randperm(len(past), generator=generator) if settings.shuffle else torch.arange(len(past))
@@ -118,6 +126,7 @@ def train_resnls(model: ResNLS, series: Array, settings: ResnlsSettings) -> list
             loss = loss_of(model(past[rows]), target[rows])
             loss.backward()
             optimizer.step()
+            schedule.step()
             losses.append(float(loss.detach()))
     model.eval()
     return losses
