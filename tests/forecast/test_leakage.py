@@ -65,10 +65,10 @@ def state(model: Any, *, residuals: bool = True) -> dict[str, np.ndarray]:
     return {name: value.numpy() for name, value in model.state_dict().items() if residuals or name != "residuals"}
 
 
-def same(left: dict[str, np.ndarray], right: dict[str, np.ndarray]) -> None:
+def same(left: dict[Any, np.ndarray], right: dict[Any, np.ndarray]) -> None:
     assert left.keys() == right.keys()
     for name, value in left.items():
-        np.testing.assert_array_equal(value, right[name], err_msg=name)
+        np.testing.assert_array_equal(value, right[name], err_msg=str(name))
 
 
 # --- learning
@@ -152,7 +152,11 @@ def test_evaluate_sees_nothing_after_an_origin(
     ]
     assert {name for name, _, _ in found[0]} == {"last_value", "drift", "seasonal_naive", "ridge", type(model).__name__}
     assert len({origin for _, _, origin in found[0]}) > 5
-    same(*found)
+    if kind == "arnet-hidden":  # a matrix product may round otherwise where its memory lies otherwise
+        assert found[0].keys() == found[1].keys()
+        assert all(np.allclose(value, found[1][key], rtol=1e-8, atol=0) for key, value in found[0].items())
+    else:
+        same(*found)
 
 
 def backtested(model: Any, frame: pd.DataFrame, out: Path, **how: Any) -> pd.DataFrame:
@@ -195,7 +199,7 @@ def test_forecast_of_the_rows_up_to_an_origin_is_that_of_the_backtest(
     own = rows[pd.to_datetime(rows["cutoff"]) == cutoff]
     assert (pd.to_datetime(own["ds"]) > cutoff).all()
     keys = ["unique_id", *(["variable"] if "variable" in own else []), "ds"]
-    joined = made.assign(ds=made["ds"].astype(str)).merge(own, on=keys, suffixes=("", " backtest"))
+    joined = made.merge(own.assign(ds=pd.to_datetime(own["ds"])), on=keys, suffixes=("", " backtest"))
     assert len(joined) == len(own) == len(made)
     name = type(model).__name__
     # Another batch size may round the last bits of float32 otherwise.
