@@ -32,16 +32,25 @@ KINDS: dict[str, dict[str, Any]] = {
     },
     "arnet-quantiles": {
         "model": {"name": "ARNet", "window": 8, "horizon": 4, "quantiles": [0.05, 0.1, 0.5, 0.9, 0.95]},
-        "loss": {"name": "Pinball"},
+        "loss": {"name": "Pinball", "quantiles": [0.05, 0.1, 0.5, 0.9, 0.95]},
     },
     "autoregression": {"model": {"name": "AutoRegression", "window": 5, "horizon": 4}},
     "linear": {"model": {"name": "LinearMap", "window": 8, "horizon": 4}},
     "tpgn": {"model": {"name": "TPGN", "window": 8, "horizon": 4, "period": 4, "hidden": 4, "norm": True}},
     "chimera": {
-        "model": {"name": "Chimera", "window": 8, "horizon": 4, "patch": 4, "width": 4, "inner": 4, "states": 2, "scan": "wavefront"}
+        "model": {
+            "name": "Chimera",
+            "window": 8,
+            "horizon": 4,
+            "patch": 4,
+            "width": 4,
+            "inner": 4,
+            "states": 2,
+            "scan": "wavefront",
+        }
     },
     "regenn": {
-        "model": {"name": "ReGENN", "window": 6, "horizon": 4, "batch_size": 4},
+        "model": {"name": "ReGENN", "window": 6, "horizon": 4, "batch_size": 4, "output_function": None},
         "data": {"scaler": "maximum", "targets": ["y", "rain"]},
     },
     "resnls": {"model": {"name": "ResNLS", "window": 5, "hidden": 6}, "data": {"scaler": "minmax"}},

@@ -155,12 +155,12 @@ class Widths:
 
     def of(self, levels: Sequence[float], channel: NDArray[np.int64]) -> Array:
         """(batch, step, variate, level) for channels (batch, variate), -1 for a series without one."""
-        pooled = np.moveaxis(self.all.half_widths(levels), 0, -1)[:, 0]  # (step, level)
+        pooled = np.moveaxis(self.all.half_widths(levels), 0, -1)[:, 0].astype(np.float64)  # (step, level)
         if self.channels == 1:
             return np.broadcast_to(
                 pooled[None, :, None], (channel.shape[0], len(pooled), channel.shape[1], len(levels))
             )
-        own = np.moveaxis(self.own.half_widths(levels), 0, -1)  # (step, channel, level)
+        own = np.moveaxis(self.own.half_widths(levels), 0, -1).astype(np.float64)  # (step, channel, level)
         own = np.where(np.isfinite(own), own, pooled[:, None])
         table = np.concatenate([own, pooled[:, None]], 1)
         return np.asarray(np.moveaxis(table[:, channel], 0, 1))

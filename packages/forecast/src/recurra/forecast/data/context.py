@@ -1,7 +1,7 @@
 """What a checkpoint knows of the tables it is for: columns, time axis, scaling, splits. It lives in its metadata."""
 
 from collections.abc import Hashable, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
@@ -160,10 +160,19 @@ class Context:
         """The table with its series in the order that the weights know."""
         if model.layout == "series":
             return panel
-        by_id = {series.id: series for series in panel.series}
-        rest = [series for series in panel.series if series.id not in self.ids]
-        series = [by_id[one] for one in self.ids] + rest
-        return Panel(panel.source, series, panel.variables, panel.frequency, panel.facts, panel.names, panel.wide)
+        number = {plain_id(series.id): at for at, series in enumerate(panel.series)}
+        known = [number[one] for one in self.ids]
+        kept = [*known, *sorted(set(range(len(panel.series))) - set(known))]
+        if kept == list(range(len(panel.series))):
+            return panel
+        place = {at: new for new, at in enumerate(kept)}
+        return replace(
+            panel,
+            series=[panel.series[at] for at in kept],
+            order=[place[at] for at in panel.order],
+            ids=None if panel.ids is None else panel.id_column(kept),
+            table=None,
+        )
 
 
 def plain_id(one: Hashable) -> int | str:
