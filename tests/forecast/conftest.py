@@ -1,5 +1,6 @@
 """Small tables, recipes and models that several tests share, and the command line as a function."""
 
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -93,27 +94,21 @@ def recipe(tmp_path: Path) -> Callable[..., Path]:
 def task_of(frame: Any, kind: str = "arnet", **sections: Any) -> ForecastTask:
     """What a kind's training begins with: the data prepared, the weights drawn or, where they can be, solved for."""
     torch.manual_seed(3)
-    recipe = recipe_of(kind, **sections)
-    loaded = load_recipe(
-        _written(recipe),
-        [],
-        package="recurra.forecast",
-        sections={**SECTIONS, "optimizer": OPTIMIZERS, "scheduler": SCHEDULES},
-    )
+    named = {**SECTIONS, "optimizer": OPTIMIZERS, "scheduler": SCHEDULES}
+    with tempfile.TemporaryDirectory(prefix="recurra-test-") as folder:
+        path = Path(folder) / "small.yaml"
+        path.write_text(yaml.safe_dump(recipe_of(kind, **sections)))
+        loaded = load_recipe(path, [], package="recurra.forecast", sections=named)
     settings = ForecastSettings(epochs=1)
     task, data = make_task(Build(SECTIONS, loaded), settings, frame)
     task.where = "recipe"
     if task.closed_form:
         task.solve(data)
+    else:
+        with torch.no_grad():
+            for parameter in task.model.parameters():  # some networks begin as one that ignores its input
+                parameter += 0.05 * torch.randn_like(parameter)
     return task
-
-
-def _written(recipe: dict[str, Any]) -> Path:
-    import tempfile
-
-    with tempfile.NamedTemporaryFile("w", suffix=".yaml", delete=False) as stream:
-        yaml.safe_dump(recipe, stream)
-    return Path(stream.name)
 
 
 @pytest.fixture(scope="session")
@@ -164,9 +159,3 @@ def long_frame() -> Callable[..., pd.DataFrame]:
         return pd.concat(pieces, ignore_index=True)
 
     return make
-
-
-@pytest.fixture(scope="session")
-def kinds() -> tuple[str, ...]:
-    """Of all small recipes."""
-    return tuple(KINDS)

@@ -97,7 +97,7 @@ class Backtest:
             title=self.title,
         )
         if self.trading is not None:
-            rows = self.trading.fillna("").to_numpy().tolist()
+            rows = self.trading.astype(object).where(self.trading.notna(), "").to_numpy().tolist()
             print_table(
                 tuple(self.trading.columns),
                 rows,
@@ -124,13 +124,14 @@ def run_backtest(how: Backtesting, data: Any, out: Path, *, overwrite: bool) -> 
     panel = open_panel(data, **options)
     prepared = prepare(panel, first, context)
     windows = _windows(how, prepared, first)
+    openings = _openings(how, prepared, windows, data) if how.trading else None
     run = _Run(how, prepared, windows, models, how.season or context.season)
     out.mkdir(parents=True, exist_ok=True)
     with writing(out / ROWS) as part, part.open("w", newline="", encoding="utf-8") as stream:
         run.write(stream)
     result = run.result(out)
-    if how.trading:
-        result.trading = _trading(how, run, data, context)
+    if openings is not None:
+        result.trading = _trading(how, run, openings)
         with writing(out / TRADES) as part:
             result.trading.to_csv(part, index=False)
         result.outputs.append(out / TRADES)
@@ -464,23 +465,31 @@ def before(panel: Panel, origin: int) -> Panel:
     return cut.without(none, Fact("left out", f"{len(none)} series", "they begin later")) if none else cut
 
 
-def _trading(how: Backtesting, run: _Run, data: Any, context: Context) -> pd.DataFrame:
-    """Strategies that hold while the next close is forecast to be higher, beside random ones."""
-    prepared = run.prepared
+def _openings(how: Backtesting, prepared: Prepared, windows: Windows, data: Any) -> Array:
+    """Prices at which the table's days open, for its one series of closes.
+
+    Raises:
+        UserError: the backtest is not of every day of one series, or a day has no such price.
+    """
     if len(prepared.blocks) != 1 or prepared.blocks[0].values.shape[1] != 1:
         raise UserError(
             f"--trading needs one series of closes; {prepared.panel.source} has {len(prepared.panel.series)} series"
         )
     if (how.stride or 1) != 1 or how.cutoffs:
         raise UserError("--trading decides every day: give neither --stride nor --cutoff")
-    block = prepared.blocks[0]
-    opened = open_panel(data, **{**context.options, "targets": ("open",)}).series[0]
-    place = opened.stamps.get_indexer(block.stamps)
-    days = run.windows.origin[run.order] - 1  # a forecast is made at the close of the day before its origin
-    if (place[days] < 0).any():
+    options = {**prepared.context.options, "targets": ("open",)}
+    opened = open_panel(data, **options).series[0]
+    place = opened.stamps.get_indexer(prepared.blocks[0].stamps)
+    if (place[windows.origin - 1] < 0).any():
         raise UserError(
             f"{prepared.panel.source}: column open has no value on some days of column {prepared.panel.series[0].id}"
         )
-    close, open_ = block.values[days, 0], opened.values[place[days], 0]
+    return opened.values[place, 0]
+
+
+def _trading(how: Backtesting, run: _Run, openings: Array) -> pd.DataFrame:
+    """Strategies that hold while the next close is forecast to be higher, beside random ones."""
+    days = run.windows.origin[run.order] - 1  # a forecast is made at the close of the day before its origin
+    close = run.prepared.blocks[0].values[days, 0]
     forecasts = {name: np.concatenate(parts) for name, parts in run.one_step.items()}
-    return trading_table(open_, close, forecasts, fee=how.fee)
+    return trading_table(openings[days], close, forecasts, fee=how.fee)
