@@ -484,7 +484,8 @@ def _openings(how: Backtesting, prepared: Prepared, windows: Windows, data: Any)
         raise UserError(
             f"{prepared.panel.source}: column open has no value on some days of column {prepared.panel.series[0].id}"
         )
-    return opened.values[place, 0]
+    prices: Array = opened.values[place, 0]
+    return prices
 
 
 def _trading(how: Backtesting, run: _Run, openings: Array) -> pd.DataFrame:
