@@ -223,7 +223,7 @@ class _Run:
             )
             for one in [*self.simple, *self.networks]
         }
-        self.notes: list[str] = []
+        self.notes: list[str] = prepared.left_out()
         self.kept: list[tuple[Batch, dict[str, Array]]] = []
         self.one_step: dict[str, list[Array]] = {one.name: [] for one in self.networks}
         self._prepare_intervals()

@@ -38,6 +38,10 @@ class Prepared:
     borders: Borders
     rule: Split | None
 
+    def left_out(self) -> list[str]:
+        """Which series are too short, for people."""
+        return [f"left out {fact.value}: {fact.evidence}" for fact in self.panel.facts if fact.what == "left out"]
+
     def windows(self, part: Part, model: Forecaster, *, stride: int = 1) -> Windows:
         """Windows of a part."""
         borders = self.borders[part]
@@ -154,7 +158,7 @@ def learn_context(
         names=panel.names,
         variables=tuple(panel.variables),
         wide=panel.wide,
-        options=dict(source.options),
+        options={**source.options, **({} if panel.wide else {"targets": list(panel.variables)})},
         scaler={
             "kind": source.scaler,
             "shift": [one.shift.tolist() for one in scalers] if by_series else [],
@@ -173,13 +177,15 @@ def learn_context(
 
 
 def prepare(panel: Panel, model: Forecaster, context: Context, options: dict[str, Any] | None = None) -> Prepared:
-    """A table for a trained model, parted by the checkpoint's rule or by another.
+    """A table for a trained model, parted by the checkpoint's rule or by another; `left_out` says what is too short.
 
     Raises:
         UserError: the table is not of the kind that the model knows, or too short.
     """
     context.check(panel, model)
-    panel = context.ordered(panel, model)
+    what = f"window {model.window} + horizon {model.horizon}"
+    needed, alone = model.window + model.horizon, model.layout == "series"
+    panel = context.ordered(panel, model).require(needed, what=what, skip=alone)
     rule, borders = borders_of(panel, model, options or context.split)
     scaling = context.scaling(panel, until(panel, model, borders))
     blocks = blocks_of(panel, model, scaling, context.opened_encoder())
