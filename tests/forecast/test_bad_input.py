@@ -145,7 +145,7 @@ def test_scores_say_which_series_are_too_short(
     verb: str, table: Maker, command: Command, trained: Path, tmp_path: Path, refused: Maker
 ) -> None:
     path = table(shortened(7))
-    result = command(verb, trained / "plain", path, "-o", tmp_path / "out", "-q")
+    result = command(verb, trained / "plain", path, "-o", tmp_path / "first", "-q")
     assert result.exit_code == 0, result.stderr
     said = " ".join((result.stdout + result.stderr).split())
     assert "left out 1 series: 'c' (7): fewer than 12 rows: window 8 + horizon 4" in said

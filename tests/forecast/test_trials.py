@@ -223,8 +223,8 @@ def test_calibration_and_scored_rows_have_no_row_in_common(long_frame: Maker, re
     first, last = pd.Timestamp(said.split(", ")[-1].split(" to ")[0]), pd.Timestamp(said.split(" to ")[-1])
     assert first > pd.Timestamp(Context.of(model).trained_until)
     how = Backtesting(model, baselines=(), quiet=True)
-    run_backtest(how, frame, tmp_path, overwrite=False)
-    rows = pd.read_csv(tmp_path / "backtest.csv", parse_dates=["ds"])
+    run_backtest(how, frame, tmp_path / "out", overwrite=False)
+    rows = pd.read_csv(tmp_path / "out" / "backtest.csv", parse_dates=["ds"])
     assert rows["ds"].min() > last
 
 
