@@ -3,7 +3,7 @@
 import csv
 import json
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TextIO
@@ -15,14 +15,15 @@ from numpy.typing import NDArray
 from recurra.core.device import choose_device
 from recurra.core.errors import Interrupted, UserError
 from recurra.core.files import check_file, check_folder, guard_inputs, open_output, writing
+from recurra.core.inspection import Fact
 from recurra.core.screen import print_table, progress
 from recurra.forecast.data.context import Context
-from recurra.forecast.data.panel import Panel
+from recurra.forecast.data.panel import Panel, Series
 from recurra.forecast.data.prepared import Prepared, prepare, shared_starts
 from recurra.forecast.data.tables import open_panel
-from recurra.forecast.data.windows import Windows
+from recurra.forecast.data.windows import Windows, blocks_of
 from recurra.forecast.evaluation import NAIVE, mase_scale, seed_folders
-from recurra.forecast.inference import load_checkpoint
+from recurra.forecast.inference import forecast_batch, load_checkpoint
 from recurra.forecast.intervals import RollingConformal, interval_columns, parse_levels
 from recurra.forecast.methods import Batch, Method, Views, baselines, check_baselines, network
 from recurra.forecast.metrics import Scorer, ratios
@@ -96,7 +97,7 @@ class Backtest:
             title=self.title,
         )
         if self.trading is not None:
-            rows = self.trading.fillna("").to_numpy().tolist()
+            rows = self.trading.astype(object).where(self.trading.notna(), "").to_numpy().tolist()
             print_table(
                 tuple(self.trading.columns),
                 rows,
@@ -123,13 +124,14 @@ def run_backtest(how: Backtesting, data: Any, out: Path, *, overwrite: bool) -> 
     panel = open_panel(data, **options)
     prepared = prepare(panel, first, context)
     windows = _windows(how, prepared, first)
+    openings = _openings(how, prepared, windows, data) if how.trading else None
     run = _Run(how, prepared, windows, models, how.season or context.season)
     out.mkdir(parents=True, exist_ok=True)
     with writing(out / ROWS) as part, part.open("w", newline="", encoding="utf-8") as stream:
         run.write(stream)
     result = run.result(out)
-    if how.trading:
-        result.trading = _trading(how, run, data, context)
+    if openings is not None:
+        result.trading = _trading(how, run, openings)
         with writing(out / TRADES) as part:
             result.trading.to_csv(part, index=False)
         result.outputs.append(out / TRADES)
@@ -212,7 +214,7 @@ class _Run:
         scale = [
             pair
             for block, stop in zip(prepared.blocks, stops, strict=True)
-            for pair in mase_scale(block.values[:stop], season)
+            for pair in mase_scale(block.seen(stop), season)
         ]
         absolute, square = (np.asarray(one) for one in zip(*scale, strict=True))
         self.scorers = {
@@ -221,7 +223,7 @@ class _Run:
             )
             for one in [*self.simple, *self.networks]
         }
-        self.notes: list[str] = []
+        self.notes: list[str] = prepared.left_out()
         self.kept: list[tuple[Batch, dict[str, Array]]] = []
         self.one_step: dict[str, list[Array]] = {one.name: [] for one in self.networks}
         self._prepare_intervals()
@@ -279,9 +281,27 @@ class _Run:
         if number % self.how.refit or not number:
             return
         for method, (name, model) in zip(self.networks, list(self.models.items()), strict=True):
-            fresh = refitted(self.how, name, model, self.prepared, origin, self.starts)
+            history = before(self.prepared.panel, origin)
+            fresh = refitted(self.how, name, model, history)
             self.models[name] = fresh
-            method.solve = network(name, fresh, by_window=self.prepared.context.by_window).solve
+            method.solve = self._solution(fresh, history)
+
+    def _solution(self, model: Forecaster, history: Panel) -> Callable[[Batch], Array]:
+        """How a model that was trained on these rows forecasts the windows: on the scale that it learned of them."""
+        panel, context = self.prepared.panel, Context.of(model)
+        rows = {series.id: 0 for series in panel.series} | {series.id: len(series) for series in history.series}
+        blocks = blocks_of(panel, model, context.scaling(panel, rows), context.opened_encoder())
+        origins = {
+            number: self.windows.origin[self.windows.block == number]
+            for number in np.unique(self.windows.block).tolist()
+        }
+        windows = Prepared(panel, context, blocks, {}, None).at(origins, model)
+
+        def solve(batch: Batch) -> Array:
+            made = windows.__getitems__(batch.indices.tolist())
+            return forecast_batch(model, made, batch.target.shape[1], by_window=context.by_window).point
+
+        return solve
 
     def _header(self) -> list[str]:
         id_name, time_name = self.prepared.panel.names
@@ -413,55 +433,64 @@ def _flat(values: Array) -> Array:
     return np.moveaxis(values, 2, 1).reshape(-1)
 
 
-def refitted(
-    how: Backtesting, name: str, model: Forecaster, prepared: Prepared, origin: int, starts: NDArray[np.int64]
-) -> Forecaster:
-    """The model trained anew by its recipe on the rows before an origin: no later one is seen."""
+def refitted(how: Backtesting, name: str, model: Forecaster, history: Panel) -> Forecaster:
+    """The model trained anew by its recipe on these rows alone; of the last of them its intervals are made."""
     from recurra.forecast.training import train
 
     recipe = _recipe_of(how.checkpoint)
     assert recipe is not None
-    frame = history_frame(prepared, origin, starts)
     changes = ["data.fractions=[0.85,0.15,0.0]", "data.split=fractions", f"train.device={how.device}"]
-    if name.endswith(tuple(f"seed-{digit}" for digit in range(10))):
+    if model.layout == "series":
+        changes.append("data.skip_short=true")
+    if " seed-" in name:
         changes.append(f"train.seed={name.rpartition('-')[2]}")
     with tempfile.TemporaryDirectory(prefix="recurra-refit-") as folder:
-        report = train(recipe, changes, frame=frame, out=Path(folder) / "run", quiet=True)
-        return load_checkpoint(report.folder).eval()
+        report = train(recipe, changes, frame=history, out=Path(folder) / "run", quiet=True)
+        return load_checkpoint(report.folder).to(choose_device(how.device)).eval()
 
 
-def history_frame(prepared: Prepared, origin: int, starts: NDArray[np.int64]) -> pd.DataFrame:
-    """The rows of all series before an origin, long, in the words of the panel."""
-    id_name, time_name = prepared.panel.names
-    pieces = []
-    first = min(series.stamps[0] for series in prepared.panel.series)
-    for series in prepared.panel.series:
-        begin = int(prepared.panel.frequency.steps(series.stamps[:1], first)[0])
-        rows = max(0, origin - begin)
-        piece = pd.DataFrame({id_name: [series.id] * min(rows, len(series)), time_name: series.stamps[:rows]})
-        for at, variable in enumerate(prepared.panel.variables):
-            piece[variable] = series.seen(0, min(rows, len(series)))[:, at]
+def before(panel: Panel, origin: int) -> Panel:
+    """A table's rows before a step of the time axis that its series share, as they were known then."""
+    first = min(series.stamps[0] for series in panel.series)
+    pieces, none = [], set()
+    for series in panel.series:
+        begin = int(panel.frequency.steps(series.stamps[:1], first)[0])
+        rows = min(max(0, origin - begin), len(series))
+        needs = None if series.needs is None else np.where(series.needs[:rows] < rows, series.needs[:rows], -1)
+        covariates = None if series.covariates is None else series.covariates.iloc[:rows]
+        piece = Series(series.id, series.stamps[:rows], series.seen(0, rows), covariates, series.static, needs)
         pieces.append(piece)
-    return pd.concat(pieces, ignore_index=True)
+        none |= set() if rows else {series.id}
+    cut = replace(panel, series=pieces, facts=[], table=None)
+    return cut.without(none, Fact("left out", f"{len(none)} series", "they begin later")) if none else cut
 
 
-def _trading(how: Backtesting, run: _Run, data: Any, context: Context) -> pd.DataFrame:
-    """Strategies that hold while the next close is forecast to be higher, beside random ones."""
-    prepared = run.prepared
+def _openings(how: Backtesting, prepared: Prepared, windows: Windows, data: Any) -> Array:
+    """Prices at which the table's days open, for its one series of closes.
+
+    Raises:
+        UserError: the backtest is not of every day of one series, or a day has no such price.
+    """
     if len(prepared.blocks) != 1 or prepared.blocks[0].values.shape[1] != 1:
         raise UserError(
             f"--trading needs one series of closes; {prepared.panel.source} has {len(prepared.panel.series)} series"
         )
     if (how.stride or 1) != 1 or how.cutoffs:
         raise UserError("--trading decides every day: give neither --stride nor --cutoff")
-    block = prepared.blocks[0]
-    opened = open_panel(data, **{**context.options, "targets": ("open",)}).series[0]
-    place = opened.stamps.get_indexer(block.stamps)
-    days = run.windows.origin[run.order] - 1  # a forecast is made at the close of the day before its origin
-    if (place[days] < 0).any():
+    options = {**prepared.context.options, "targets": ("open",)}
+    opened = open_panel(data, **options).series[0]
+    place = opened.stamps.get_indexer(prepared.blocks[0].stamps)
+    if (place[windows.origin - 1] < 0).any():
         raise UserError(
             f"{prepared.panel.source}: column open has no value on some days of column {prepared.panel.series[0].id}"
         )
-    close, open_ = block.values[days, 0], opened.values[place[days], 0]
+    prices: Array = opened.values[place, 0]
+    return prices
+
+
+def _trading(how: Backtesting, run: _Run, openings: Array) -> pd.DataFrame:
+    """Strategies that hold while the next close is forecast to be higher, beside random ones."""
+    days = run.windows.origin[run.order] - 1  # a forecast is made at the close of the day before its origin
+    close = run.prepared.blocks[0].values[days, 0]
     forecasts = {name: np.concatenate(parts) for name, parts in run.one_step.items()}
-    return trading_table(open_, close, forecasts, fee=how.fee)
+    return trading_table(openings[days], close, forecasts, fee=how.fee)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from recurra.core.device import choose_device
 from recurra.core.errors import UserError
 from recurra.core.evaluation import Table, score_files
-from recurra.core.files import find_inputs
+from recurra.core.files import find_inputs, guard_inputs
 from recurra.core.inference import Runs, describe, options_digest
 from recurra.core.processes import Work
 from recurra.core.scores import Run, Scores, check
@@ -39,6 +39,7 @@ _DECILES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 _DROP_LAST = {"tpgn": 32}
 """Windows of a batch, of which the published protocol scores whole ones alone."""
 _STANDARDISED = ("tslib", "tpgn")
+_OUTPUTS = ("metrics.csv", "metrics.json", "comparison.png", "report.html")
 SHOWN = ("mse", "mae", "rmse", "mase", "mase_ratio", "crps", "crps_ratio", "directional_accuracy")
 
 
@@ -95,6 +96,8 @@ def evaluate_files(how: Evaluation, data: Inputs, *, out: Path | None, command: 
 
         return evaluate_regenn(models, data, out=out, overwrite=runs.overwrite)
     files = [path for path in find_inputs(data, SUFFIXES, leave_out=[out] if out else []) if not is_forecast(path)]
+    if out is not None:
+        guard_inputs([out / name for name in _OUTPUTS], files)
     first = next(iter(models.values()))
     run = Run(out, title(how, first), "series", draw=_draw, runs=runs)
     check(run)
@@ -185,7 +188,7 @@ class _Scoring:
         scale = [
             pair
             for block, (_, stop) in zip(blocks, stops, strict=True)
-            for pair in mase_scale(block.values[:stop], season)
+            for pair in mase_scale(block.seen(stop), season)
         ]
         absolute, square = (np.asarray(one) for one in zip(*scale, strict=True))
         if self.standardised:
@@ -269,7 +272,7 @@ class _Scoring:
         names = [name for name in (*SHOWN, *coverage) if all(name in row for row in found.values())]
         metrics = {method: {name: row[name] for name in names} for method, row in found.items()}
         seconds = {method.name: method.seconds for method in self.methods}
-        notes = self._notes(found, networks)
+        notes = [*prepared.left_out(), *self._notes(found, networks)]
         if len(networks) > 1:
             rows = [metrics[one.name] for one in networks]
             label = f"{networks[0].name.split()[0]} mean of {len(rows)}"

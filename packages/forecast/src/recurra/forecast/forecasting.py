@@ -135,7 +135,7 @@ def forecast_table(how: Forecasting, data: Any) -> Forecast:
 
 def _forecasts(
     model: Forecaster, prepared: Prepared, steps: int, intervals: Intervals, size: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+) -> tuple[np.ndarray, ...]:
     """Point (series x variable, step), and lower and upper ends (series x variable, step, level)."""
     panel, blocks, by_window = prepared.panel, prepared.blocks, prepared.context.by_window
     origins = {number: np.array([len(block.values)]) for number, block in enumerate(blocks)}
@@ -155,7 +155,8 @@ def _forecasts(
     point, lower, upper = (
         np.concatenate([np.moveaxis(one, 2, 1) for one in part]) for part in zip(*parts, strict=True)
     )
-    return tuple(value.reshape(-1, *value.shape[2:]) for value in (point, lower, upper))  # type: ignore[return-value]
+    rows = point.shape[0] * point.shape[1]
+    return point.reshape(rows, steps), *(end.reshape(rows, steps, len(intervals.levels)) for end in (lower, upper))
 
 
 def _check_whole(panel: Panel, blocks: Sequence[Block], windows: Windows, model: Forecaster) -> None:
@@ -180,7 +181,7 @@ def _check_whole(panel: Panel, blocks: Sequence[Block], windows: Windows, model:
 def _frame(
     how: Forecasting,
     panel: Panel,
-    made: tuple[np.ndarray, np.ndarray, np.ndarray],
+    made: tuple[np.ndarray, ...],
     model: Forecaster,
     levels: tuple[float, ...],
     steps: int,

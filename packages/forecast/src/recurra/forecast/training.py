@@ -106,7 +106,7 @@ class ForecastTask(Task):
                 f"{self.where}: data.scaler: {name} is fitted on whole series; give standard or none, not window"
             )
         pairs = zip(self.prepared.blocks, self.prepared.borders["train"], strict=True)
-        rows = [(block.values[:stop] - block.center) / block.scale for block, (_, stop) in pairs]
+        rows = [(block.seen(stop) - block.center) / block.scale for block, (_, stop) in pairs]
         self.model.fit(rows)  # type: ignore[operator]
         if data.val is None or not len(data.val):  # type: ignore[arg-type]
             return {}
@@ -154,10 +154,10 @@ def make_task(build: Build, settings: ForecastSettings, frame: Any = None) -> tu
     Args:
         build: makes the parts.
         settings: section `train`.
-        frame: a data frame in place of the recipe's table.
+        frame: a data frame, or a table that is opened, in place of the recipe's.
     """
-    source: Source = build("data") if frame is None else build("data", frame=frame)
-    panel = source.open()
+    source = _source(build, frame)
+    panel = frame if isinstance(frame, Panel) else source.open()
     model = _sized(build, panel, 0)
     check_covariates(panel, model)
     what = f"window {model.window} + horizon {model.horizon}"
@@ -183,6 +183,16 @@ def make_task(build: Build, settings: ForecastSettings, frame: Any = None) -> tu
     return task, Data(train, val if len(val) else None, collate=_whole, about=about, val_batch_size=_VALIDATION_BATCH)
 
 
+def _source(build: Build, frame: Any) -> Source:
+    """The recipe's data, or a frame that is cut and scaled as they would be."""
+    if frame is None or build.kind("data") is Table:
+        source: Source = build("data") if frame is None else build("data", frame=frame)
+        return source
+    names = inspect.signature(Source).parameters
+    made: Source = build("data")
+    return Table(frame=frame, **{name: value for name, value in vars(made).items() if name in names})
+
+
 def _whole(batch: Any) -> Any:
     """The batch, which the windows have gathered already."""
     return batch
@@ -202,7 +212,7 @@ def train(recipe: str | Path, overrides: Sequence[str] = (), *, frame: Any = Non
     Args:
         recipe: name or path.
         overrides: "section.key=value" each.
-        frame: a data frame in place of the recipe's table.
+        frame: a data frame, or a table that is opened, in place of the recipe's.
         options: those of `recurra.core.training.train`.
     """
     resolved = load_recipe(
@@ -213,6 +223,9 @@ def train(recipe: str | Path, overrides: Sequence[str] = (), *, frame: Any = Non
 
         return train_by_protocol(resolved, Path(recipe).stem, frame=frame, **options)
     tasks: list[ForecastTask] = []
+    if frame is not None:
+        # The recipe that is kept names no file that was not read.
+        overrides = [*overrides, *(["data.csv=null"] if resolved.section("data").get("csv") else [])]
 
     def make(build: Build, settings: ForecastSettings) -> tuple[ForecastTask, Data]:
         task, data = make_task(build, settings, frame)

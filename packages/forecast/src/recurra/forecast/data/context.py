@@ -1,7 +1,7 @@
 """What a checkpoint knows of the tables it is for: columns, time axis, scaling, splits. It lives in its metadata."""
 
 from collections.abc import Hashable, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
@@ -68,16 +68,9 @@ class Context:
         names = {one.name for one in fields(cls)}
         if set(stored) - names or {"frequency", "season", "ids", "names", "variables", "scaler"} - set(stored):
             raise UserError(f"{type(model).__name__}: what the checkpoint says of its data is not of this version")
-        first, second = stored["names"]
-        return cls(
-            **{
-                "wide": False,
-                "options": {},
-                **stored,
-                "names": (str(first), str(second)),
-                "variables": tuple(stored["variables"]),
-            }
-        )
+        id_name, time_name = stored["names"]
+        exact = {"names": (str(id_name), str(time_name)), "variables": tuple(stored["variables"])}
+        return cls(**{"wide": False, "options": {}, **stored, **exact})
 
     def store(self, model: Forecaster) -> None:
         """Put it into the model's metadata."""
@@ -108,7 +101,7 @@ class Context:
                 found.append((np.asarray(shift[at], np.float64), np.asarray(scale[at], np.float64)))
             else:
                 rows = len(series) if until is None else until[series.id]
-                own = Scaler.fit(kind, series.values[:rows])
+                own = Scaler.fit(kind, series.seen(0, rows))
                 found.append((own.shift, own.scale))
         center, width = zip(*found, strict=True)
         return np.stack(center), np.stack(width)
@@ -167,10 +160,19 @@ class Context:
         """The table with its series in the order that the weights know."""
         if model.layout == "series":
             return panel
-        by_id = {series.id: series for series in panel.series}
-        rest = [series for series in panel.series if series.id not in self.ids]
-        series = [by_id[one] for one in self.ids] + rest
-        return Panel(panel.source, series, panel.variables, panel.frequency, panel.facts, panel.names, panel.wide)
+        number = {plain_id(series.id): at for at, series in enumerate(panel.series)}
+        known = [number[one] for one in self.ids]
+        kept = [*known, *sorted(set(range(len(panel.series))) - set(known))]
+        if kept == list(range(len(panel.series))):
+            return panel
+        place = {at: new for new, at in enumerate(kept)}
+        return replace(
+            panel,
+            series=[panel.series[at] for at in kept],
+            order=[place[at] for at in panel.order],
+            ids=None if panel.ids is None else panel.id_column(kept),
+            table=None,
+        )
 
 
 def plain_id(one: Hashable) -> int | str:
