@@ -2,9 +2,8 @@
 From a table to a forecast that one may believe
 ===============================================
 
-Monthly CO2 above Mauna Loa and sea surface temperature off Peru: a model is trained on the first rows, forecasts a year with
-intervals, and is held against the simple forecasts on rows that it has not seen.
-"""
+Monthly CO2 above Mauna Loa and sea surface temperature off Peru: a model is trained on the first rows, forecasts a
+year with intervals, and is held against the simple forecasts on rows that it has not seen."""
 
 import tempfile
 from pathlib import Path
@@ -18,8 +17,8 @@ from recurra.forecast.data.sample import climate
 from recurra.forecast.significance import coverage_band
 
 # %%
-# The table has a column a series; five months of CO2 are missing, and are filled by a rule that has a name. The model sees each
-# window on a scale of its own (``data.scaler=window``), because CO2 is higher than it ever was in training.
+# The table has a column a series; five months of CO2 are missing, and are filled by a rule that has a name. The model
+# sees each window on a scale of its own (``data.scaler=window``), because CO2 is higher than it ever was in training.
 
 table = climate()
 options = ["data.fill=linear", "data.scaler=window", "train.epochs=30"]
@@ -42,8 +41,8 @@ for axis, (name, rows) in zip(axes, ahead.groupby("unique_id"), strict=True):
 plt.show()
 
 # %%
-# Is it worth anything? The same model forecasts from every month after those that it was trained and chosen on, each time as if
-# that month were the present one. The rows that it must beat stand above it.
+# Is it worth anything? The same model forecasts from every month after those that it was trained and chosen on, each
+# time as if that month were the present one. The rows that it must beat stand above it.
 
 with tempfile.TemporaryDirectory() as folder:
     table.to_csv(Path(folder) / "climate.csv", index=False)
@@ -54,10 +53,11 @@ for method, scores in result.scores.items():
     print(f"{method:15} MAE {scores['mae']:6.3f}, over the seasonal naive's {scores['mase_ratio']:.2f}")
 
 # %%
-# Intervals promise a share, and the backtest shows what came of it. Shaded is where 99 of 100 right intervals would end, if the
-# forecasts of neighbouring months were independent; they are not, and so the real scatter is larger. Here less lies inside than
-# was promised, the less the further ahead: errors were smaller on the validation rows that the intervals were made from. The table
-# of ``evaluate`` shows the same as ``coverage_80``. Intervals say how wrong the model has been, not how wrong it can be.
+# Intervals promise a share, and the backtest shows what came of it. Shaded is where 99 of 100 right intervals would
+# end, if the forecasts of neighbouring months were independent; they are not, and so the real scatter is larger. Here
+# less lies inside than was promised, the less the further ahead: errors were smaller on the validation rows that the
+# intervals were made from. The table of ``evaluate`` shows the same as ``coverage_80``. Intervals say how wrong the
+# model has been, not how wrong it can be.
 
 rows["step"] = rows.groupby(["unique_id", "cutoff"]).cumcount() + 1
 figure, axis = plt.subplots(figsize=(7, 3.5), layout="constrained")

@@ -1,4 +1,4 @@
-"""The verb explain on checkpoints: weights where a model is linear, and a refusal that says what is missing otherwise."""
+"""The verb explain on checkpoints: weights where a model is linear, else a refusal that says what is missing."""
 
 from pathlib import Path
 

@@ -247,7 +247,7 @@ def train(recipe: str | Path, overrides: Sequence[str] = (), *, frame: Any = Non
 
 
 def train_seeds(recipe: str | Path, overrides: Sequence[str], seeds: int, **options: Any) -> Report:
-    """Train one model, or several with seeds from the recipe's on, in folders `seed-N` of the run folder; the last report."""
+    """Train one model, or several with seeds from the recipe's on, in folders `seed-N`; the last report."""
     if seeds == 1:
         return train(recipe, overrides, **options)
     out = Path(options.pop("out") or Path("runs") / Path(recipe).stem)
@@ -290,7 +290,7 @@ def adopt(folder: Path, data: str | Path, targets: tuple[str, ...], split: str) 
     for name, value in wanted.items():
         if model.config[name] != value:
             raise UserError(
-                f"{panel.source}: has {value} {name}; the weights are for {model.config[name]}. Choose columns with --targets"
+                f"{panel.source}: has {value} {name}; the weights are for {model.config[name]}; see --targets"
             )
     rule, borders = borders_of(panel, model, vars(source))
     context = learn_context(panel, model, source, borders, rule, None)

@@ -222,7 +222,7 @@ def evaluate(
 
     Args:
         out: folder for metrics.csv, metrics.json and pictures. Default: none, with --report evaluation.
-        protocol: tslib, tpgn, regenn or resnls, as published, leaks included and named. Default: the checkpoint's split.
+        protocol: tslib, tpgn, regenn or resnls, as published, leaks included. Default: the checkpoint's split.
         split: rows to score.
         season: steps of the seasonal naive and of MASE. Default: the usual one of the frequency.
         standardised: score on the scale of the training rows, as published tables do.
