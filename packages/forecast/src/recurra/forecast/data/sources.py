@@ -70,7 +70,7 @@ class Table(Source):
         categorical: those of them that are categories.
         separator: of a CSV.
         decimal: of a CSV.
-        frame: the data frame, from Python.
+        frame: the data frame, from Python; it takes the place of `csv`.
         options: those of `Source`.
     """
 
@@ -111,7 +111,8 @@ class Table(Source):
         )
         if csv is None and frame is None:
             raise UserError("data.csv: no table; give the path of a CSV or Parquet file, e.g. data.csv=sales.csv")
-        self.source = frame if csv is None else Path(csv).expanduser()
+        # A shipped recipe names the file of its paper: the frame that was given is meant.
+        self.source = Path(csv).expanduser() if frame is None and csv is not None else frame
         given = {
             "id": id,
             "time": time,
