@@ -161,6 +161,16 @@ def test_static_covariates_of_a_table_of_their_own(tmp_path: Path) -> None:
     refused(f"{table}: id 1 has no row among the static covariates (column unique_id); expected one", known, **options)
 
 
+def test_a_covariate_is_of_one_kind() -> None:
+    known, _ = shops(30, ahead=0, series=2)
+    refused(
+        "data frame: covariate 'price' cannot be two of past, future and static; name it once",
+        known,
+        past=["price"],
+        future=["price"],
+    )
+
+
 def test_covariates_of_a_wide_table() -> None:
     stamps = pd.date_range("2024", periods=20)
     frame = pd.DataFrame({"date": stamps, "a": np.arange(20.0), "b": 1.0, "warm": stamps.day_of_week, "open": "yes"})

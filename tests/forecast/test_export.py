@@ -164,7 +164,13 @@ def test_each_series_has_its_scale(tmp_path: Path) -> None:
 
 
 def test_quantiles_and_covariates(tmp_path: Path) -> None:
-    encoder = {"past": ["price"], "future": ["kind"], "static": [], "numbers": {"price": [50.0, 5.0]}, "categories": {"kind": []}}
+    encoder = {
+        "past": ["price"],
+        "future": ["kind"],
+        "static": [],
+        "numbers": {"price": [50.0, 5.0]},
+        "categories": {"kind": []},
+    }
     model = toy(covariates=2, quantiles=(0.1, 0.9), data={"encoder": encoder})
     export(model, tmp_path / "model.onnx", batch=2)
     given = np.random.default_rng(0).normal(50, 5, (2, 9, 2)).astype(np.float32)

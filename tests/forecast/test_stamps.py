@@ -454,3 +454,17 @@ def test_clocks_of_a_zone_give_its_instants(zone: str, start: dt.datetime, freq:
         return
     assert panel.series[0].stamps.equals(stamps)
     np.testing.assert_array_equal(panel.series[0].values[:, 0], frame["y"])
+
+
+@pytest.mark.parametrize("zone", ["America/Sao_Paulo", "America/Havana", "Asia/Beirut", "Europe/Berlin"])
+def test_days_begin_where_the_clocks_of_the_zone_have_them(zone: str) -> None:
+    """Midnight that the clocks skip, or show twice."""
+    days = pd.date_range("2017-01-01", periods=700, freq="D", unit="us")
+    panel = open_panel(pd.DataFrame({"ds": days, "y": np.arange(700.0)}), zone=zone)
+    stamps = panel.series[0].stamps
+    assert panel.frequency.alias == "D"
+    assert len(stamps) == 700
+    assert stamps.tz_localize(None).normalize().equals(days)
+    assert panel.frequency.after(stamps[-1], 400).tz_localize(None).normalize()[-1] == pd.Timestamp("2020-01-05")
+    again = open_panel(pd.DataFrame({"ds": stamps, "y": np.arange(700.0)}))
+    assert again.series[0].stamps.equals(stamps)

@@ -215,6 +215,15 @@ def test_ambiguous_ids_and_values(csv: Any) -> None:
     assert open_panel(path, targets=["sold", "left"]).variables == ("sold", "left")
 
 
+def test_numbered_series_whose_column_is_not_known() -> None:
+    refused(
+        long((1, 2)).rename(columns={"unique_id": "shop"}),
+        "data frame: ds 2024-01-01 00:00:00 occurs twice: row 0 (shop 1, y 0.0) and row 12 (shop 2, y 100.0), and 11 "
+        "more; "
+        "keep one; of several series? Then name the column of ids with --id",
+    )
+
+
 def test_missing_columns(csv: Any) -> None:
     path = csv("a,b\n1,2\n3,4\n")
     refused(path, f"{path}: no column of time among a, b; name it with --time")

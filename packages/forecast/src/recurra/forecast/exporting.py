@@ -85,10 +85,10 @@ def scaling_of(model: Forecaster) -> Scaling:
         shift, scale = np.zeros(1), np.zeros(1)
     if not len(shift) and not len(scale):  # none, or that of each window
         shift, scale = np.zeros(columns), np.ones(columns)
-    if model.layout == "samples":
-        shift, scale = (one.reshape(-1, getattr(model, "variables", 1)) for one in (shift, scale))
     if len(shift) != len(scale) or not len(scale) or not (np.isfinite(shift) & np.isfinite(scale) & (scale != 0)).all():
         raise UserError("the checkpoint's scaler is damaged; expected a shift and a scale for each series")
+    if model.layout == "samples":
+        return Scaling(*(one.reshape(-1, getattr(model, "variables", 1)) for one in (shift, scale)))
     return Scaling(shift, scale)
 
 
@@ -220,7 +220,9 @@ class OriginalUnits(nn.Module):
             results.append(y[..., 1:] * scale[..., None] + shift[..., None])
         if self.levels:
             widths = self.widths
-            if self.each and self.variates == 1 and widths.shape[1] > 1:  # those of each row's series: (batch, horizon, 1, level)
+            if (
+                self.each and self.variates == 1 and widths.shape[1] > 1
+            ):  # those of each row's series: (batch, horizon, 1, level)
                 widths = widths[:, given["series"]].transpose(0, 1)[:, :, None]
             results.append((widths * scale[..., None]).expand(*points.shape, len(self.levels)))
         return tuple(one.float() for one in results)

@@ -27,6 +27,7 @@ from recurra.forecast.data.prepared import (
     sizes,
 )
 from recurra.forecast.data.sources import DATA, Source, Table
+from recurra.forecast.data.windows import Windows
 from recurra.forecast.inference import calibrate, load_checkpoint, model_inputs
 from recurra.forecast.losses import LOSSES, Loss, Pinball
 from recurra.forecast.models import MODELS
@@ -66,6 +67,13 @@ class ForecastTask(Task):
             "pinball" if isinstance(loss, Pinball) else "mae" if type(loss).__name__ in ("MAE", "Huber") else "mse"
         )
         self.closed_form = not any(parameter.requires_grad for parameter in model.parameters()) or hasattr(model, "fit")
+
+    def on_train_start(self) -> None:
+        """Let a model that has a start in closed form take it; a training that goes on has had it."""
+        initialise = getattr(self.model, "initialise", None)
+        if initialise is not None and self.trainer.global_step == 0:
+            windows: Windows = self.trainer.train_dataloader.dataset  # type: ignore[union-attr]
+            initialise(*windows.whole())
 
     def training_step(self, batch: Mapping[str, Tensor], index: int) -> Tensor:
         """The loss of the forecasts, and the model's own penalty."""

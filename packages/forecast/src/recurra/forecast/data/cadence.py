@@ -40,7 +40,7 @@ def infer(stamps: pd.Index, first: Bools, name: Callable[[int], str] | None = No
         if odd is None:
             return Frequency(str(step), f"whole numbers; {evidence}")
         raise _irregular(stamps, inside, odd, evidence, name)
-    found = _of_days(stamps.tz_localize(None), first, inside)
+    found = _of_days(_clock(stamps), first, inside)
     if found is not None:
         return found
     instants = stamps.asi8
@@ -51,6 +51,16 @@ def infer(stamps: pd.Index, first: Bools, name: Callable[[int], str] | None = No
     if odd is not None:
         raise _irregular(stamps, inside, odd, evidence, name)
     return Frequency(Frequency.of(f"{length.as_unit('ns').value}ns").alias, evidence)
+
+
+def _clock(stamps: pd.DatetimeIndex) -> pd.DatetimeIndex:
+    """What the clocks of the zone show; midnight for days that begin later, as the clocks skip it."""
+    clock = stamps.tz_localize(None)
+    days = clock.normalize()
+    if stamps.tz is None or (clock == days).all():
+        return clock
+    begin = days.tz_localize(stamps.tz, ambiguous=np.ones(len(days), np.bool_), nonexistent="shift_forward")
+    return days if (begin == stamps).all() else clock
 
 
 def _most_common(steps: Ints, say: Callable[[int], str] = str) -> tuple[int, str, int | None]:

@@ -82,6 +82,8 @@ def check_duplicates(rows: Rows, shown: Callable[[int], str]) -> None:
     bare = isinstance(rows.stamps, pd.DatetimeIndex) and rows.stamps.tz is None
     sunday = bare and stamp.hour < 4 and stamp.day_of_week == 6 and stamp.month in (3, 4, 9, 10, 11)
     clock = "; if the change of clocks repeats it, name the zone with --zone" if sunday else ""
+    several = "; of several series? Then name the column of ids with --id"
+    clock += several if rows.names is None and len(same) > max(1, 0.1 * len(keys)) else ""
     raise UserError(
         f"{rows.name(at)}{rows.time} {stamp} occurs twice: {rows.where(one)} ({shown(one)}) and "
         f"{rows.where(other)} ({shown(other)}){more}; keep one{clock}"

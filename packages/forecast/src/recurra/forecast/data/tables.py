@@ -209,6 +209,8 @@ class _Opening:
         covariates = (*given.past, *given.future, *(given.static if static_inside else ()))
         for name in covariates:
             columns.existing(frame, name, "covariate")
+            if covariates.count(name) > 1:
+                raise UserError(f"covariate {name!r} cannot be two of past, future and static; name it once")
         stamps, found = to_stamps(frame[time], self.raw.where, self.form.date_format)
         facts += found
         if not len(frame):
