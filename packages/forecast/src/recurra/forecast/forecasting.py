@@ -155,7 +155,8 @@ def _forecasts(
     point, lower, upper = (
         np.concatenate([np.moveaxis(one, 2, 1) for one in part]) for part in zip(*parts, strict=True)
     )
-    return tuple(value.reshape(-1, *value.shape[2:]) for value in (point, lower, upper))  # type: ignore[return-value]
+    rows = point.shape[0] * point.shape[1]  # told, as without levels the ends are empty
+    return tuple(value.reshape(rows, *value.shape[2:]) for value in (point, lower, upper))  # type: ignore[return-value]
 
 
 def _check_whole(panel: Panel, blocks: Sequence[Block], windows: Windows, model: Forecaster) -> None:

@@ -68,10 +68,9 @@ class Context:
         names = {one.name for one in fields(cls)}
         if set(stored) - names or {"frequency", "season", "ids", "names", "variables", "scaler"} - set(stored):
             raise UserError(f"{type(model).__name__}: what the checkpoint says of its data is not of this version")
-        made = cls(**{"wide": False, "options": {}, **stored})
-        made.names = (str(made.names[0]), str(made.names[1]))
-        made.variables = tuple(made.variables)
-        return made
+        first, second = stored["names"]
+        listed = {"names": (str(first), str(second)), "variables": tuple(stored["variables"])}
+        return cls(**{"wide": False, "options": {}, **stored, **listed})
 
     def store(self, model: Forecaster) -> None:
         """Put it into the model's metadata."""
