@@ -78,7 +78,7 @@ def test_mentioned_files_exist(page: Path) -> None:
     prose = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
     links = set(re.findall(r"\]\((?!https?://)([^)#]+)", prose))
     assert not [link for link in links if not (page.parent / link).exists()]
-    tools = set(re.findall(r"(?:tools|\.ci)/\w+", text))
+    tools = set(re.findall(r"(?:tools|\.ci)/\w+(?:\.py)?", text))
     assert not [tool for tool in tools if not (ROOT / tool).is_file()]
 
 
