@@ -22,7 +22,7 @@ def trained(origins: int) -> tuple[Any, pd.DataFrame]:
     values = 10 + np.sin(np.arange(length) * 2 * np.pi / 24) + draw.normal(0, 0.3, length).cumsum() * 0.05
     frame = pd.DataFrame({"unique_id": "a", "ds": pd.date_range("2024-01-01", periods=length, freq="h"), "y": values})
     share = (2000 - 96) / length
-    split = f"data.fractions=[{share * 0.8:.6f},{share * 0.2:.6f},{1 - share:.6f}]"
+    split = f"data.fractions=[{share * 0.8:.12f},{share * 0.2:.12f},{1 - share:.12f}]"
     model = fit(frame, "linear", ["model.window=168", "model.horizon=24", "data.split=fractions", split])
     return model, frame
 
@@ -46,7 +46,7 @@ def backtest(small: bool, device: str) -> Variants:
 
         def run() -> torch.Tensor:
             with tempfile.TemporaryDirectory() as folder:
-                how = Backtesting(model, origins=origins, levels=("80",), quiet=True)
+                how = Backtesting(model, origins=origins, levels=("80",), quiet=True, preview=False)
                 run_backtest(how, frame, Path(folder) / "out", overwrite=False)
                 rows = pd.read_csv(Path(folder) / "out" / "backtest.csv")
             return torch.tensor(rows["LinearMap"].to_numpy().reshape(-1, 24))

@@ -55,6 +55,7 @@ class Backtesting:
     device: str = "auto"
     batch_size: int = 256
     quiet: bool = False
+    preview: bool = True
 
     def check(self) -> None:
         """Refuse options that do not serve.
@@ -399,8 +400,10 @@ class _Run:
         with writing(out / SUMMARY) as part:
             content = {"scored": title, "mean": scores, "notes": self.notes}
             part.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-        backtest_png(out / STRIP, **self._strip())
-        return Backtest(title, scores, [out / name for name in (ROWS, TABLE, SUMMARY, STRIP)], notes=self.notes)
+        outputs = [out / name for name in (ROWS, TABLE, SUMMARY)]
+        if self.how.preview:
+            outputs.append(backtest_png(out / STRIP, **self._strip()))
+        return Backtest(title, scores, outputs, notes=self.notes)
 
     def _strip(self) -> dict[str, Any]:
         """What the picture shows: the first series over the origins that were kept, and the errors from each."""
