@@ -122,17 +122,17 @@ def test_gap_over_a_border_is_not_filled_from_the_other_side(
 
 def forecasts_of_evaluate(
     model: Any, frame: pd.DataFrame, until: int, monkeypatch: pytest.MonkeyPatch, **how: Any
-) -> dict[tuple[str, int, int], np.ndarray]:
-    """Point and ends of every method's forecasts from origins up to a row, by method, first id and origin."""
-    found: dict[tuple[str, int, int], np.ndarray] = {}
+) -> dict[tuple[str, int, int, int], np.ndarray]:
+    """Point and ends from origins up to a row, by method, first id, origin and number of levels."""
+    found: dict[tuple[str, int, int, int], np.ndarray] = {}
     ends = Method.ends
 
-    def spy(self: Method, batch: Any, point: Any, levels: Any) -> Any:
-        lower, upper = ends(self, batch, point, levels)
+    def spy(self: Method, batch: Any, point: Any, levels: Any, **named: Any) -> Any:
+        lower, upper = ends(self, batch, point, levels, **named)
         for row in range(len(point)):
             if batch.origin[row] <= until:
                 whole = np.concatenate([point[row, ..., None], lower[row], upper[row]], -1)
-                found[self.name, int(batch.ids[row, 0]), int(batch.origin[row])] = whole
+                found[self.name, int(batch.ids[row, 0]), int(batch.origin[row]), len(levels)] = whole
         return lower, upper
 
     with monkeypatch.context() as patch:
@@ -150,8 +150,8 @@ def test_evaluate_sees_nothing_after_an_origin(
     found = [
         forecasts_of_evaluate(model, one, ORIGIN, monkeypatch) for one in (frame, perturbed(frame, ORIGIN, ahead=True))
     ]
-    assert {name for name, _, _ in found[0]} == {"last_value", "drift", "seasonal_naive", "ridge", type(model).__name__}
-    assert len({origin for _, _, origin in found[0]}) > 5
+    assert {name for name, *_ in found[0]} == {"last_value", "drift", "seasonal_naive", "ridge", type(model).__name__}
+    assert len({origin for _, _, origin, _ in found[0]}) > 5
     if kind == "arnet-hidden":  # a matrix product may round otherwise where its memory lies otherwise
         assert found[0].keys() == found[1].keys()
         assert all(np.allclose(value, found[1][key], rtol=1e-8, atol=0) for key, value in found[0].items())
