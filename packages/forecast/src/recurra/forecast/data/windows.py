@@ -280,7 +280,7 @@ class Windows(EpochDataset):
         return f"{block.name}, forecast from {stamp}, and {len(batch['block']) - 1} other windows"
 
 
-def _counted(flags: NDArray[np.bool_]) -> NDArray[np.int32]:
+def _counted(flags: Any) -> NDArray[np.int32]:
     """How many are set before each place, and in all; in half of the memory of numpy's own integers."""
     counts = np.zeros(len(flags) + 1, np.int32)
     np.cumsum(flags, out=counts[1:])
