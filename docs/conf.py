@@ -5,7 +5,7 @@ from sphinx.application import Sphinx
 project = "Recurra"
 author = "The Recurra authors"
 copyright = "2026, the Recurra authors"
-version = release = installed_version("recurra-mri")
+version = release = installed_version("recurra-core")
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx_gallery.gen_gallery", "sphinx.ext.mathjax"]
 exclude_patterns = ["_build", "gallery/*.rst", "examples/*.ipynb", "examples/*.py*", "sg_execution_times.rst"]

@@ -76,8 +76,8 @@ def coefficients(seeds: int = 3) -> list[list[object]]:
             for name, fit in {
                 "least squares": lambda: exact(train, lags, None),  # noqa: B023 - called at once
                 f"exact, lags within {prune:g} s.e. pruned": lambda: exact(train, lags, prune),  # noqa: B023
-                "AR-Net, paper's recipe": lambda: arnet(train, lags, seed, small=small),  # noqa: B023
-                "AR-Net, one cycle": lambda: arnet(train, lags, seed, small=small, cycle=True),  # noqa: B023
+                "AR-Net, penalty of v0_1": lambda: arnet(train, lags, seed, small=small),  # noqa: B023
+                "AR-Net, penalty of v1_2, one cycle": lambda: arnet(train, lags, seed, small=small, cycle=True),  # noqa: B023
             }.items():
                 if name.endswith("cycle") and not small:
                     continue  # 60 000 steps of 32 rows

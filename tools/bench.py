@@ -117,8 +117,9 @@ def child(arguments: list[str], paths: Path | None = None) -> Any:
     """What this file prints in a process of its own, with the sources of another revision first if given."""
     environment = dict(os.environ)
     if paths is not None:
-        sources = (paths / "kernels/src", paths / "packages/core/src", paths / "packages/mri/src")
-        environment["PYTHONPATH"] = os.pathsep.join(map(str, sources))
+        # A domain that a revision has not got yet is that of this one.
+        parts = [paths / "kernels/src", *sorted(paths.glob("packages/*/src"))]
+        environment["PYTHONPATH"] = os.pathsep.join(map(str, parts))
     command = [sys.executable, __file__, *arguments]
     done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True)
     if done.returncode:
@@ -263,7 +264,9 @@ def write(path: Path, name: str, device: str, rows: list[dict[str, Any]]) -> Non
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="tools/bench", description=__doc__.splitlines()[0])
-    parser.add_argument("names", nargs="*", help="groups (kernels, mri, core) or parts of names of cases; default all")
+    parser.add_argument(
+        "names", nargs="*", help="groups (kernels, mri, core, forecast) or parts of names of cases; default all"
+    )
     parser.add_argument("--base", metavar="REV", help="compare with another revision instead of writing docs/bench")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"], help="where; not every case runs on both")
     parser.add_argument("--goals", action="store_true", help="only write docs/speed.md anew from docs/bench/core.csv")
@@ -290,7 +293,7 @@ def main() -> None:
     if options.memory:
         print(json.dumps(measure_memory(options.memory, options.variant, options.device)))
         return
-    wanted = options.names or ["kernels", "mri", "core"]
+    wanted = options.names or ["kernels", "mri", "core", "forecast"]
     # A whole name means that case alone.
     names = [
         name

@@ -152,3 +152,22 @@ def test_an_operation_without_real_form_is_named() -> None:
     with pytest.raises(ValueError, match=r"^aten\.exp\.default on complex values has no real form$"):
         RealArithmetic(fx.GraphModule({}, graph))(torch.zeros(3, 2))
     assert Pair(torch.ones(1), torch.zeros(1)).re == 1
+
+
+class Guarded(nn.Module):
+    """Whose product is kept out of autocast."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.autocast("cpu", enabled=False):
+            return x @ x
+
+
+def test_a_region_without_autocast_and_metadata_are_kept(tmp_path: Path) -> None:
+    made = Exportable(Guarded(), {"x": torch.eye(3) + 1}, ("y",), "Guarded", {"made": "of rain"})
+    path = export(made, tmp_path / "model.pt2", "pt2", package="recurra.toy").path
+    extra = {"made": ""}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch's own, of its pickled trees
+        program = torch.export.load(path, extra_files=extra).module()
+    assert extra == {"made": "of rain"}
+    assert_close(program(torch.eye(3)), torch.eye(3))

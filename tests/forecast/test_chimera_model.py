@@ -27,6 +27,10 @@ FORMS: dict[str, dict[str, Any]] = {
     "companion": {"structure": "companion"},
     "ragged patches, two blocks": {"patch": 6, "layers": 2},
     "no linear map": {"linear": False},
+    "without gates": {"gated": False, "selective": False, "norm": "mean", "head": "last"},
+    "head of states": {"head": "states", "layers": 2},
+    "head of states, one direction": {"head": "states", "bidirectional": False},
+    "a head for each variate": {"head": "last", "individual": True, "variates": 4},
     "quantiles": {"quantiles": (0.05, 0.5, 0.95)},
 }
 every_form = pytest.mark.parametrize("options", FORMS.values(), ids=FORMS)
@@ -125,10 +129,9 @@ def test_orders_of_evaluation_give_the_same_forecast() -> None:
 
 
 def test_nothing_but_the_window_counts() -> None:
-    # A longer table gives the same windows; and within one, the linear map and the grid both read all of it.
     model, past = made(), windows()
     y = model(past)
-    for step in (0, 10, 19):
+    for step in (0, 10, 19):  # the linear map and the grid both read all of it
         changed = past.clone()
         changed[:, step, 0] += 1
         assert (model(changed) - y).abs()[:, :, 0].min() > 0
@@ -170,17 +173,57 @@ def least_squares(past: Tensor, future: Tensor, ridge: float) -> Tensor:
     return torch.linalg.lstsq(rows, torch.cat([y - mean, torch.zeros(x.shape[1], y.shape[1]).double()])).solution
 
 
+def sliding(rows: int = 900, variates: int = 3) -> tuple[Tensor, Tensor]:
+    """Windows of 20 and the 7 steps after each, views of one table of random walks."""
+    view = torch.randn(rows, variates, dtype=torch.float64).cumsum(0).unfold(0, 27, 1).transpose(1, 2)
+    return view[:, :20], view[:, 20:]
+
+
 def test_an_untrained_model_is_the_linear_map() -> None:
-    table = torch.randn(900, 3, dtype=torch.float64).cumsum(0)
-    view = table.unfold(0, 27, 1).transpose(1, 2)
-    past, future = view[:, :20], view[:, 20:]
+    past, future = sliding()
     for head in ("direct", "closed_loop"):
-        model = Chimera(**SMALL, head=head).double()
-        model.initialise(past, future, ridge=0.1)
+        model = Chimera(**SMALL, head=head, ridge=0.1, head_ridge=1e9).double()
+        model.initialise(past, future)
         expected = (past - past.mean(1, keepdim=True)).transpose(1, 2) @ least_squares(past, future, 0.1)
         expected = expected.transpose(1, 2) + past.mean(1, keepdim=True)
         assert_close(model.linear_forecast(past), expected, atol=1e-8)
-        assert_close(model(past), expected, atol=1e-8)
+        assert_close(model(past), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("head", "norm", "variates", "quantiles"),
+    [("direct", "standard", 0, ()), ("last", "mean", 3, ()), ("states", "standard", 3, (0.5, 0.9))],
+)
+def test_the_head_starts_from_what_the_linear_map_leaves_over(
+    head: Any, norm: Any, variates: int, quantiles: tuple[float, ...]
+) -> None:
+    past, future = sliding()
+    options = {"norm": norm, "variates": variates, "individual": bool(variates), "quantiles": quantiles}
+    options |= {"head": head}
+    model = Chimera(**SMALL, **options, coupling_start=1.0, dropout=0.5, head_ridge=1e-9).double()
+    assert model.training
+    model.initialise(past, future)
+    assert model.training
+    model.eval()
+    point = model(past)[..., 0] if quantiles else model(past)
+    left, before = future - point, future - model.linear_forecast(past)
+    assert left.square().mean() < before.square().mean()
+    # Least squares: what is left is orthogonal to everything that the head read.
+    x, _, scale = model._normalised(past.transpose(1, 2))
+    features = model.head.read(model._features(x)) * scale[..., 0]  # type: ignore[operator]
+    products = torch.einsum("bvf,bhv->vfh", features, left)
+    products = products if variates else products.sum(0, keepdim=True)
+    size = torch.einsum("bvf,bhv->vfh", features.abs(), before.abs()).amax()
+    assert_close(products / size, torch.zeros_like(products), atol=1e-5)
+
+
+def test_without_gates_and_selection_the_model_is_linear_in_its_window() -> None:
+    model = made(gated=False, selective=False, norm="mean", head="last", coupling_start=1.0)
+    with torch.no_grad():
+        model.head.bias.zero_()
+        model.embedding.bias.zero_()
+    past, other = windows(), windows()
+    assert_close(model(2 * past - 3 * other), 2 * model(past) - 3 * model(other), atol=1e-10)
 
 
 def test_the_linear_map_is_trained_only_if_asked() -> None:
@@ -219,10 +262,26 @@ def test_quantiles_leave_the_point_forecast_alone() -> None:
     state = {name: value for name, value in plain.state_dict().items() if not name.startswith("head")}
     both.load_state_dict({**both.state_dict(), **state})
     with torch.no_grad():
-        both.head.linear.weight[::3] = plain.head.linear.weight
-        both.head.linear.bias[::3] = plain.head.linear.bias
+        both.head.weight[:, ::3] = plain.head.weight
+        both.head.bias[:, ::3] = plain.head.bias
     past = windows()
     assert_close(both(past)[..., 0], plain(past), atol=1e-12)
+
+
+def test_head_of_states_reads_all_states_of_the_last_column() -> None:
+    model, past = made(head="states"), windows()
+    x, _, _ = model._normalised(past.transpose(1, 2))
+    features = model._features(x)[:, :, 0]
+    trend = model.blocks[0].modules_by_name["trend"]  # type: ignore[index]
+    u, _ = model.blocks[0].inside(model._embedded(x))  # type: ignore[operator]
+    h1, h2, _ = trend.directions[1].run(u.flip(1))
+    expected = torch.cat([h1[:, :, -1], h2[:, :, -1]], -1).flip(1)
+    assert features.shape == (3, 4, 6 + 2 * 2 * 2 * 2 * 5)
+    assert_close(features[:, :, 6 + 20 : 6 + 40], expected, atol=1e-12)
+    squares = features[:, :, 6:].reshape(3, 4, 2, 2, 2, 10).square().mean(-1).sum(3)  # module, state
+    energies = model.energies(past)[0]
+    assert_close(squares[..., 0].transpose(1, 2), energies.time[..., -1], atol=1e-12)
+    assert_close(squares[..., 1].transpose(1, 2), energies.variate[..., -1], atol=1e-12)
 
 
 def test_energies_are_those_of_the_states() -> None:
@@ -268,10 +327,15 @@ def test_calibrated_residuals_come_along() -> None:
 @pytest.mark.parametrize(
     ("options", "line"),
     [
-        ({"head": "linear"}, "head must be one of direct, closed_loop; got 'linear'"),
+        ({"head": "linear"}, "head must be one of direct, last, states, closed_loop; got 'linear'"),
         ({"norm": "max"}, "norm must be one of standard, mean, last, none; got 'max'"),
         ({"patch": 0}, "patch must be at least 1; got 0"),
         ({"affine": True}, "affine needs variates: each has a scale and a shift of its own"),
+        ({"individual": True}, "individual needs variates: each has a head of its own"),
+        (
+            {"head": "states", "selective": False, "scan": "fft"},
+            "head=states needs the states of the last column, which scan=fft does not make",
+        ),
         (
             {"head": "closed_loop", "selective": False, "scan": "fft"},
             "head=closed_loop needs the states of the last column, which scan=fft does not make",

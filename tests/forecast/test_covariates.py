@@ -86,7 +86,8 @@ def test_one_missing_row_of_the_future_is_named() -> None:
     with pytest.raises(UserError) as error:
         panel.check_future(7)
     assert str(error.value) == (
-        "data frame: future covariates (price, offer) are missing for 1 of 21 rows of the horizon, first id 'shop1', ds "
+        "data frame: future covariates (price, offer) are missing for 1 of 21 rows of the horizon, first id 'shop1', "
+        "ds "
         "2022-03-04 00:00:00; give them with --future-frame"
     )
     with pytest.raises(
@@ -139,7 +140,8 @@ def test_a_static_covariate_with_two_values() -> None:
     known, _ = shops(30, ahead=0, series=2)
     known.loc[40, "region"] = "east"
     refused(
-        "data frame: id 'shop1', static covariate 'region' is 'south' and then 'east'; a static one has one value a series",
+        "data frame: id 'shop1', static covariate 'region' is 'south' and then 'east'; a static one has one value a "
+        "series",
         known,
         **OPTIONS,
     )
@@ -157,6 +159,16 @@ def test_static_covariates_of_a_table_of_their_own(tmp_path: Path) -> None:
     assert panel.categorical == ("region",)
     table.write_text("unique_id,region,size\n2,b,20\n")
     refused(f"{table}: id 1 has no row among the static covariates (column unique_id); expected one", known, **options)
+
+
+def test_a_covariate_is_of_one_kind() -> None:
+    known, _ = shops(30, ahead=0, series=2)
+    refused(
+        "data frame: covariate 'price' cannot be two of past, future and static; name it once",
+        known,
+        past=["price"],
+        future=["price"],
+    )
 
 
 def test_covariates_of_a_wide_table() -> None:

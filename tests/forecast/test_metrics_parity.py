@@ -12,11 +12,11 @@ pytestmark = pytest.mark.parity
 
 
 @pytest.mark.parametrize("batch", [1, 7, 10_000])
-@pairs("forecast-long", "metrics_*", reference="Time-Series-Library")
+@pairs("forecast-long", "metrics_*", reference="utils/metrics.py")
 def test_metrics(path: Path, batch: int) -> None:
     pair = golden(path)
-    if not {"pred", "true"} <= pair.inputs.keys():
-        pytest.skip("no metrics")
+    if not path.with_suffix(".safetensors").exists() or "pred" not in pair.inputs:
+        pytest.skip("a pair of something else that the same library made")
     prediction, target = pair.inputs["pred"].numpy(), pair.inputs["true"].numpy()
     scorer = Scorer(horizon=prediction.shape[1], ids=prediction.shape[2])
     for start in range(0, len(prediction), batch):
@@ -26,5 +26,4 @@ def test_metrics(path: Path, batch: int) -> None:
     limit = pair.tolerance_for(pair.inputs["pred"].dtype)
     assert pair.outputs.keys() <= found.keys()
     for name, expected in pair.outputs.items():
-        # Kahan's worst case aside, a mean of float32 errors is no better than the values' own rounding.
         assert_close(found[name].reshape(expected.shape), expected, limit, name=name)

@@ -22,7 +22,8 @@ KINDS = ("standard", "minmax", "maximum", "none", "window")
 @given(values=VALUES)
 def test_is_undone_and_comes_back_from_json(kind: str, values: np.ndarray) -> None:
     scaler = Scaler.fit(kind, values)
-    assert (scaler.scale > 0).all() and np.isfinite(scaler.shift).all()
+    assert (scaler.scale > 0).all()
+    assert np.isfinite(scaler.shift).all()
     scaled = scaler.apply(values)
     assert (np.isnan(scaled) == np.isnan(values)).all()
     np.testing.assert_allclose(scaler.undo(scaled), values, rtol=1e-12, atol=1e-9)
@@ -41,7 +42,8 @@ def test_standard_has_population_deviation_without_missing_values() -> None:
 
 def test_a_constant_that_has_no_exact_sum_has_scale_1() -> None:
     scaler = Scaler.fit("standard", np.full((1000, 1), 0.1))
-    assert scaler.scale == 1 and (scaler.apply(np.full((3, 1), 0.1)) == 0).all()
+    assert scaler.scale == 1
+    assert (scaler.apply(np.full((3, 1), 0.1)) == 0).all()
 
 
 def test_minmax_and_maximum() -> None:

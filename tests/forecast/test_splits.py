@@ -7,7 +7,7 @@ from typing import get_args
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from recurra.core.errors import UserError
@@ -97,15 +97,17 @@ def test_no_target_is_in_two_parts(protocol: str, length: int, window: int, hori
     """Strictly after the cutoff: the day of the cutoff was once in both."""
     try:
         made = split(protocol, length, window=window, horizon=horizon, stride=min(stride, horizon))
-    except UserError as error:
-        assert protocol in str(error)
-        return
+    except UserError:
+        assume(False)
     targets = [set(range(made.rows(part)[0] + window, made.rows(part)[1])) for part in PARTS[1:]]
     train = set(range(made.train[1]))
-    assert not train & targets[0] and not train & targets[1] and not targets[0] & targets[1]
+    assert not train & targets[0]
+    assert not train & targets[1]
+    assert not targets[0] & targets[1]
     assert max(targets[1]) == length - 1
     assert not targets[0] or max(train) < min(targets[0]) < min(targets[1])
-    assert made.windows("train", window, horizon) > 0 and made.windows("test", window, horizon) > 0
+    assert made.windows("train", window, horizon) > 0
+    assert made.windows("test", window, horizon) > 0
 
 
 def test_last_horizons() -> None:
@@ -119,7 +121,9 @@ def test_regenn_and_resnls() -> None:
     # time_test = T - w - h, time_dev = time_test - stride; training positions end where the development's window does.
     assert made == Split("regenn", (0, 99), (92, 106), (99, 120))
     resnls = split("resnls", 2673, window=5, horizon=1)
-    assert resnls.train == (0, 2429) and resnls.val == (2429, 2429) and resnls.windows("test", 5, 1) == 244
+    assert resnls.train == (0, 2429)
+    assert resnls.val == (2429, 2429)
+    assert resnls.windows("test", 5, 1) == 244
 
 
 @pytest.mark.parametrize(
@@ -128,7 +132,8 @@ def test_regenn_and_resnls() -> None:
         (
             "tlib",
             100,
-            "protocol must be one of last, fractions, tslib, tslib-ett-hour, tslib-ett-minute, tpgn, regenn, resnls; got "
+            "protocol must be one of last, fractions, tslib, tslib-ett-hour, tslib-ett-minute, tpgn, regenn, resnls; "
+            "got "
             "'tlib'",
         ),
         ("tslib-ett-hour", 14399, "protocol tslib-ett-hour: needs 14400 rows (20 months); got 14399"),
@@ -172,7 +177,8 @@ def test_fractions_must_sum_to_one() -> None:
 )
 def test_ett_is_known_by_evidence(columns: str, alias: str, length: int, source: str, protocol: str) -> None:
     found, evidence = tslib_protocol(columns.split(), Frequency.of(alias), length, source)
-    assert found == protocol and evidence
+    assert found == protocol
+    assert evidence
 
 
 def test_column_order() -> None:
@@ -186,4 +192,5 @@ def test_column_order() -> None:
 def test_every_protocol_is_told_in_words() -> None:
     for protocol in get_args(Protocol):
         (fact,) = split(protocol, 60_000, window=5, horizon=2).facts()
-        assert fact.what == "split" and f"protocol {protocol}: " in fact.evidence
+        assert fact.what == "split"
+        assert f"protocol {protocol}: " in fact.evidence

@@ -1,6 +1,6 @@
 """Damages every format that is read in every way known, some 900 files, and shows what becomes of the readers.
 
-    python tests/hostile/campaign.py [core] [mri] [--each 30]
+    python tests/hostile/campaign.py [core] [mri] [forecast] [--each 30]
 
 The last four columns are faults: their sum is the exit status, and what they said is printed. Without words, all.
 """
@@ -27,17 +27,21 @@ def formats(parts: list[str]) -> list[Format]:
         from mri_formats import MRI
 
         found += MRI
+    if "forecast" in parts:
+        from forecast_formats import FORECAST
+
+        found += FORECAST
     return found
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("parts", nargs="*", help="core, mri; all of them if none is given")
+    parser.add_argument("parts", nargs="*", help="core, mri, forecast; all of them if none is given")
     parser.add_argument("--each", type=int, default=10, help="files of each kind of damage to bytes or words")
     given = parser.parse_args()
     rows, faults = [], []
     with tempfile.TemporaryDirectory(prefix="hostile-") as folder:
-        for form in formats(given.parts or ["core", "mri"]):
+        for form in formats(given.parts or ["core", "mri", "forecast"]):
             path = Path(folder, form.name)
             form.write(path)
             good = path.read_bytes()

@@ -80,10 +80,10 @@ def copy_tree(target: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder with the wheels of kernels, core and mri."""
+    """Folder with the wheels of kernels, core and the domains."""
     tree = copy_tree(tmp_path_factory.mktemp("tree") / "recurra")
     folder = tmp_path_factory.mktemp("dist")
-    parts = ["./kernels", "./packages/core", "./packages/mri"]
+    parts = ["./kernels", "./packages/core", "./packages/forecast", "./packages/mri"]
     pip(Path(sys.executable), "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", folder, *parts, cwd=tree)
     return folder
 

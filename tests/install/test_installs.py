@@ -7,30 +7,35 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 CHECK = """
-import importlib, importlib.metadata as metadata, importlib.resources as resources, json
+import importlib, importlib.metadata as metadata, importlib.resources as resources, json, sys
+domain = sys.argv[1]
 names = sorted(d.name for d in metadata.distributions() if d.name == "recurra" or d.name.startswith("recurra-"))
-paths = {part: next(iter(importlib.import_module(f"recurra.{part}").__path__)) for part in ("kernels", "core", "mri")}
-version = importlib.import_module("recurra.mri").__version__
-folder = resources.files("recurra.mri") / "recipes"
+paths = {part: next(iter(importlib.import_module(f"recurra.{part}").__path__)) for part in ("kernels", "core", domain)}
+version = importlib.import_module(f"recurra.{domain}").__version__
+folder = resources.files(f"recurra.{domain}") / "recipes"
 recipes = [len(path.read_bytes()) for path in folder.iterdir() if path.name.endswith(".yaml")]
 print(json.dumps({"names": names, "paths": paths, "version": version, "recipes": recipes}))
 """
-MRI = ["recurra-core", "recurra-kernels", "recurra-mri"]
+BASE = ["recurra-core", "recurra-kernels"]
+MRI = [*BASE, "recurra-mri"]
+VERB = {"forecast": "backtest", "mri": "reconstruct"}
 
 
-def installed(environment) -> dict[str, object]:
-    found = json.loads(environment.run("python", "-c", CHECK))
+def installed(environment, domain: str = "mri") -> dict[str, object]:
+    found = json.loads(environment.run("python", "-c", CHECK, domain))
     assert found["version"] == "0.1.0"
     assert len(found["recipes"]) >= 5
     assert min(found["recipes"]) > 0
-    assert "reconstruct" in environment.run("recurra-mri", "--help")
+    assert VERB[domain] in environment.run(f"recurra-{domain}", "--help")
     return found
 
 
-def test_from_the_root(environment, tree: Path) -> None:
-    environment.install(".[mri]", cwd=tree)
-    found = installed(environment)
-    assert found["names"] == ["recurra", *MRI]
+@pytest.mark.parametrize("domain", VERB)
+def test_from_the_root(domain: str, environment, tree: Path) -> None:
+    environment.install(f".[{domain}]", cwd=tree)
+    found = installed(environment, domain)
+    # The domain alone: no other one comes with it.
+    assert found["names"] == ["recurra", *BASE, f"recurra-{domain}"]
     assert all(path.startswith(str(environment.folder)) for path in found["paths"].values())
 
 
@@ -44,16 +49,18 @@ def test_part_by_part(environment, tree: Path) -> None:
     assert installed(environment)["names"] == MRI
 
 
-def test_from_wheels(environment, wheels: Path) -> None:
-    environment.install("--find-links", wheels, "recurra-mri")
-    assert installed(environment)["names"] == MRI
+@pytest.mark.parametrize("domain", VERB)
+def test_from_wheels(domain: str, environment, wheels: Path) -> None:
+    environment.install("--find-links", wheels, f"recurra-{domain}")
+    assert installed(environment, domain)["names"] == [*BASE, f"recurra-{domain}"]
 
 
 def test_for_development(environment) -> None:
     environment.install("-r", "requirements-dev.txt")
-    found = installed(environment)
-    assert found["names"] == MRI
-    assert all(path.startswith(str(ROOT)) for path in found["paths"].values())
+    for domain in VERB:
+        found = installed(environment, domain)
+        assert found["names"] == [*BASE, *(f"recurra-{one}" for one in VERB)]
+        assert all(path.startswith(str(ROOT)) for path in found["paths"].values())
 
 
 ALONE = """
@@ -93,7 +100,8 @@ def test_kernels_alone(environment) -> None:
     ]
 
 
-def test_mri_alone_cannot_find_core(environment) -> None:
+@pytest.mark.parametrize("domain", VERB)
+def test_a_domain_alone_cannot_find_core(domain: str, environment) -> None:
     with pytest.raises(AssertionError, match="recurra-core"):
-        environment.install("./packages/mri")
-    assert "alone cannot find" in (ROOT / "packages/mri/README.md").read_text(encoding="utf-8")
+        environment.install(f"./packages/{domain}")
+    assert "alone cannot find" in (ROOT / f"packages/{domain}/README.md").read_text(encoding="utf-8")

@@ -40,7 +40,8 @@ def test_everything_resolves_in_one_environment(tmp_path: Path) -> None:
         "recurra",
         "recurra-kernels",
         "recurra-core",
+        "recurra-forecast",
         "recurra-mri",
     }
-    assert {"torch", "monai", "astropy", "h5py", "sigpy"} <= names
+    assert {"torch", "monai", "astropy", "h5py", "sigpy", "pandas", "statsmodels"} <= names
     assert "tensorboard" not in names

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PARTS = {"kernels": "kernels", "core": "packages/core", "mri": "packages/mri"}
+PARTS = {"kernels": "kernels", **{name: f"packages/{name}" for name in ("core", "forecast", "mri")}}
 
 
 @pytest.mark.parametrize("part", PARTS)
@@ -23,10 +23,13 @@ def test_wheel_holds_the_whole_source(part: str, wheels: Path) -> None:
         assert all(wheel.read(name) == (source / name).read_bytes() for name in files)
 
 
-def test_wheel_of_mri_holds_recipes(wheels: Path) -> None:
-    with zipfile.ZipFile(next(wheels.glob("recurra_mri-*.whl"))) as wheel:
+@pytest.mark.parametrize("domain", ["forecast", "mri"])
+def test_wheel_of_a_domain_holds_recipes(domain: str, wheels: Path) -> None:
+    with zipfile.ZipFile(next(wheels.glob(f"recurra_{domain}-*.whl"))) as wheel:
         recipes = [
-            name for name in wheel.namelist() if name.startswith("recurra/mri/recipes/") and name.endswith(".yaml")
+            name
+            for name in wheel.namelist()
+            if name.startswith(f"recurra/{domain}/recipes/") and name.endswith(".yaml")
         ]
     assert len(recipes) >= 5
 

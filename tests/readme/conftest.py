@@ -49,8 +49,19 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def tables(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder with `tables` (embedded series), a checkpoint `model` of two of them, and `own.csv`, anybody's."""
+    folder = tmp_path_factory.mktemp("forecaster")
+    run(["recurra-forecast", "sample", "--out", "tables"], folder)
+    given = ["data.csv=tables/climate.csv", "data.fill=linear", "data.scaler=window", "train.epochs=2"]
+    run(["recurra-forecast", "train", "arnet", *given, "--out", "model", "-q"], folder)
+    (folder / "own.csv").write_bytes((folder / "tables" / "climate.csv").read_bytes())
+    return folder
+
+
+@pytest.fixture(scope="session")
 def authors_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder with small checkpoints laid out as DIRECT and mridc write them, from the weights of golden pairs."""
+    """Folder with small checkpoints laid out as their authors write them, from the weights of golden pairs."""
     import torch
     import yaml
 
@@ -72,4 +83,12 @@ def authors_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
             container.addfile(member, io.BytesIO(content))
     for target, source in (("rvn.pt", "rvn_sense"), ("rim.pt", "rim_direct_shared_sense")):
         torch.save({"model": golden(own / f"{source}.json").state}, folder / target)
+    for target, source in (
+        ("checkpoint.pth", "forecast-long/tpgn_etth1_168_168"),
+        ("state.pth", "forecast-classic/arnet_dar_linear"),
+        ("best.pt", "forecast-classic/regenn_lstm_lstm_ar"),
+        ("resnls.pth", "forecast-classic/resnls_5_64"),
+    ):
+        state = golden(own.parent / f"{source}.json").state
+        torch.save({"model_dict": state} if target == "best.pt" else state, folder / target)
     return folder

@@ -17,6 +17,9 @@ CONNECTED = [ROOT / "docs" / "kernels.md", *(ROOT / "docs" / "units").glob("*.md
 ELSEWHERE = re.compile(r"(tools/\w+|git clone|cd |pip install|uv )")
 
 
+NAMES: Callable[[Path], str] = lambda page: page.relative_to(ROOT).with_suffix("").as_posix()  # noqa: E731
+
+
 class Block(NamedTuple):
     language: str
     text: str
@@ -39,14 +42,20 @@ def runnable(page: Path) -> list[Block]:
     return kept
 
 
-@pytest.mark.parametrize(
-    "page", [page for page in PAGES if runnable(page) and page not in CONNECTED], ids=lambda page: page.stem
-)
+@pytest.mark.parametrize("page", [page for page in PAGES if runnable(page) and page not in CONNECTED], ids=NAMES)
 def test_page_runs(
-    page: Path, tmp_path: Path, trained: Path, authors_files: Path, execute: Callable[[list[str], Path], str]
+    page: Path, tmp_path: Path, request: pytest.FixtureRequest, execute: Callable[[list[str], Path], str]
 ) -> None:
     found = runnable(page)
-    for source in (trained, authors_files):
+    text = "".join(block.text for block in found)
+    used = {
+        "recurra-mri": "trained",
+        "recurra.mri": "trained",
+        "recurra-forecast": "tables",
+        "recurra.forecast": "tables",
+    }
+    given = {name for word, name in used.items() if word in text}
+    for source in map(request.getfixturevalue, sorted({*given, "authors_files"})):
         # What a page makes itself is not given to it.
         given = [path for path in source.iterdir() if not any(f"--out {path.name}\n" in f"{b.text}\n" for b in found)]
         for path in given:
@@ -63,22 +72,23 @@ def test_every_block_is_of_a_known_kind() -> None:
     assert {kind for kind in kinds if not kind.startswith("{")} <= {"bash", "python", "yaml", "text", "toml"}
 
 
-@pytest.mark.parametrize("page", [*PAGES, ROOT / "CONTRIBUTING.md"], ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "CONTRIBUTING.md"], ids=NAMES)
 def test_mentioned_files_exist(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     prose = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
     links = set(re.findall(r"\]\((?!https?://)([^)#]+)", prose))
     assert not [link for link in links if not (page.parent / link).exists()]
-    tools = set(re.findall(r"(?:tools|\.ci)/\w+", text))
+    tools = set(re.findall(r"(?:tools|\.ci)/\w+(?:\.py)?", text))
     assert not [tool for tool in tools if not (ROOT / tool).is_file()]
 
 
-@pytest.mark.parametrize("page", [*PAGES, ROOT / "CONTRIBUTING.md"], ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "CONTRIBUTING.md"], ids=NAMES)
 def test_mentioned_verbs_exist(page: Path, execute: Callable[[list[str], Path], str], tmp_path: Path) -> None:
-    verbs = set(re.findall(r"recurra-mri ([a-z]+)", page.read_text(encoding="utf-8")))
-    if verbs:
-        listed = execute(["recurra-mri", "--help"], tmp_path)
-        assert not [verb for verb in verbs if not re.search(rf"\b{verb}\b", listed)]
+    for command in ("recurra-forecast", "recurra-mri"):
+        verbs = set(re.findall(rf"{command} ([a-z]+)", page.read_text(encoding="utf-8")))
+        if verbs:
+            listed = execute([command, "--help"], tmp_path)
+            assert not [verb for verb in verbs if not re.search(rf"\b{verb}\b", listed)]
 
 
 def test_every_measured_number_has_its_command() -> None:
@@ -89,7 +99,9 @@ def test_every_measured_number_has_its_command() -> None:
     assert table
     rows = [[cell.strip() for cell in row.strip("|").split("|")] for row in table[1].splitlines()]
     assert any(re.search(r"\d", reproduced) for _, _, reproduced, _ in rows)
-    assert not [row for row in rows if not re.fullmatch(r"`(recurra-mri|tools/)[^`]+`", row[3])]
+    assert not [
+        row for row in rows if not re.fullmatch(r"`(recurra-mri|recurra-forecast|python tools/|tools/)[^`]+`", row[3])
+    ]
 
 
 def test_readme_is_short() -> None:

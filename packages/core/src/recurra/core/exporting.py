@@ -156,7 +156,9 @@ def _to_onnx(made: Exportable, path: Path) -> tuple[Tensor, ...]:
 def _to_pt2(made: Exportable, path: Path) -> tuple[Tensor, ...]:
     # In memory first: on a full disk, torch's writer takes the process down.
     written = io.BytesIO()
-    torch.export.save(torch.export.export(made.module, made.example), written, extra_files=dict(made.metadata))
+    # Without decompositions of its own, it resolves regions of autocast, which the container cannot hold.
+    program = torch.export.export(made.module, made.example).run_decompositions({})
+    torch.export.save(program, written, extra_files=dict(made.metadata))
     path.write_bytes(written.getbuffer())
     with path.open("rb") as stream:
         return _several(torch.export.load(stream).module()(*made.example))

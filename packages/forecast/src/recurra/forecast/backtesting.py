@@ -174,8 +174,8 @@ def _windows(how: Backtesting, prepared: Prepared, model: Forecaster) -> Windows
     windows = prepared.at(origins, model)
     if not len(windows):
         raise UserError(
-            f"{prepared.panel.source}: no origin has {window} rows before and {horizon} after it that the model was "
-            "not trained on; give a longer table or other --cutoff"
+            f"{prepared.panel.source}: no origin has {window} rows before and {horizon} after it that the model "
+            "was not trained on; give a longer table or other --cutoff"
         )
     return windows
 
@@ -265,7 +265,7 @@ class _Run:
             raise Interrupted(f"interrupted; {done} of {count} windows were done, nothing is written") from stop
 
     def _batches(self) -> Iterator[NDArray[np.int64]]:
-        """Windows so many at a time; none across a refit, and those of one origin stay together."""
+        """Windows so many at a time: none across a refit, and those of one origin stay together."""
         size, refit = self.how.batch_size, self.how.refit
         edges = [0]
         instants = np.flatnonzero(np.diff(self.times, prepend=self.times[0] - 1))  # first window of every origin

@@ -341,7 +341,7 @@ def _last(history: Array) -> Array:
 
 
 def _compared(name: str, other: str, ours: Array, theirs: Array, horizon: int) -> str:
-    test = diebold_mariano(ours, theirs, horizon)
+    test = diebold_mariano(ours, theirs, horizon, power=1.0)  # the losses are absolute errors
     if test.reason:
         return f"Diebold-Mariano, {name} against {other}: {test.reason}"
     better = name if test.difference < 0 else other

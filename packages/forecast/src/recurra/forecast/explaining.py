@@ -1,4 +1,4 @@
-"""What a checkpoint's forecasts rest on: weights where the model is linear, else what hiding parts of the input changes."""
+"""What a checkpoint's forecasts rest on: weights where the model is linear, else what hiding its inputs changes."""
 
 import csv
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ from recurra.forecast.data.tables import open_panel
 from recurra.forecast.data.windows import blocks_of
 from recurra.forecast.explanation import Coefficients, Explanation, Windows, explain_weights, occlusion
 from recurra.forecast.inference import load_checkpoint
-from recurra.forecast.models import ARNet, AutoRegression, LinearMap
+from recurra.forecast.models import ARNet, AutoRegression, Chimera, LinearMap, ReGENN
 from recurra.forecast.models.forecaster import Forecaster
 
 
@@ -36,7 +36,43 @@ def explain_checkpoint(checkpoint: Any, data: Any, out: Path, *, windows: int, o
     with writing(out / "explanation.csv") as part, part.open("w", newline="", encoding="utf-8") as stream:
         csv.writer(stream).writerows([explained.columns, *explained.rows])
     explained.outputs = [out / "explanation.csv", explained.picture(out / "explanation.png")]
+    explained.outputs += _inside(model, data, out)
     return explained
+
+
+def _inside(model: Forecaster, data: Any, out: Path) -> list[Path]:
+    """Pictures of what only one architecture has: ReGENN's graphs, Chimera's states over the last window."""
+    from recurra.forecast.figures import energies_png, evolution_png
+
+    if isinstance(model, ReGENN) and (graphs := model.graphs()):
+        names = Context.of(model).variables
+        matrices = {name: graph.double().numpy() for name, graph in graphs.items()}
+        return [evolution_png(out / "graphs.png", matrices, names, title="graph evolution")]
+    if isinstance(model, Chimera) and data is not None:
+        prepared = _opened(model, data)
+        block = prepared.blocks[0]
+        found = prepared.at({0: np.array([len(block.values)])}, model, ahead=True)
+        if not len(found):
+            return []
+        energies = model.energies(found.__getitems__([0])["past"])[-1]
+        names = tuple(str(series.id) for series in prepared.panel.series)
+        pictures = []
+        for number, module in enumerate(("trend", "season")):
+            time, variates = (value[0, number].detach().double().numpy() for value in energies)
+            title = f"states of the {module} module of the last block, over the last window"
+            pictures.append(energies_png(out / f"states_{module}.png", time, variates, names, title=title))
+        return pictures
+    return []
+
+
+def _opened(model: Forecaster, data: Any) -> Prepared:
+    """A table for the model, not parted."""
+    context = Context.of(model)
+    panel = open_panel(data, **context.options)
+    context.check(panel, model)
+    panel = context.ordered(panel, model).require(model.window + model.horizon, what="window + horizon")
+    blocks = blocks_of(panel, model, context.scaling(panel), context.opened_encoder())
+    return Prepared(panel, context, blocks, {}, None)
 
 
 def coefficients(model: Forecaster) -> Coefficients | None:
@@ -49,19 +85,15 @@ def coefficients(model: Forecaster) -> Coefficients | None:
         weights = model.map.weight.detach().double().numpy()[:, ::-1].T
         bias = None if model.map.bias is None else model.map.bias.detach().double().numpy()
         return Coefficients({"y": weights}, {}, bias)
-    if isinstance(model, ARNet) and model.linear and not model.quantiles:
+    if isinstance(model, ARNet) and len(model.layers) == 1 and not model.quantiles and not model.covariates:
         return Coefficients({"y": model.coefficients().detach().double().numpy().T}, {}, None)
     return None
 
 
 def _occluded(model: Forecaster, data: Any, count: int) -> Explanation:
     """What hiding parts of the input changes, over the last windows of a table."""
-    context = Context.of(model)
-    panel = open_panel(data, **context.options)
-    context.check(panel, model)
-    panel = context.ordered(panel, model).require(model.window + model.horizon, what="window + horizon")
-    blocks = blocks_of(panel, model, context.scaling(panel), context.opened_encoder())
-    prepared = Prepared(panel, context, blocks, {}, None)
+    prepared = _opened(model, data)
+    panel, context, blocks = prepared.panel, prepared.context, prepared.blocks
     each = -(-count // len(blocks))
     origins = {}
     for number, block in enumerate(blocks):

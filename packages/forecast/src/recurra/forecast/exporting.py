@@ -34,6 +34,7 @@ from recurra.core.errors import UserError
 from recurra.core.exporting import Exportable, ExportReport
 from recurra.core.files import guard_inputs
 from recurra.core.inference import load
+from recurra.forecast.data.covariates import Encoder
 from recurra.forecast.intervals import Conformal, parse_levels
 from recurra.forecast.models import Forecaster
 
@@ -62,8 +63,8 @@ class Scaling:
     """Values on the model's scale are (value - shift) / scale, for each column.
 
     Attributes:
-        shift: (column); one for all series, or one each.
-        scale: (column), never 0.
+        shift: (column); one for all series, or one each; of samples (sample, variable).
+        scale: likewise, never 0.
     """
 
     shift: Array
@@ -77,14 +78,17 @@ def scaling_of(model: Forecaster) -> Scaling:
         UserError: what the checkpoint says is not a scaler.
     """
     saved = _data(model).get("scaler") or {}
-    columns = getattr(model, "variates", 1) if model.layout == "variates" else 1
+    columns = getattr(model, {"variates": "variates", "samples": "variables"}.get(model.layout, ""), 1)
     try:
-        shift = np.asarray(saved.get("shift", np.zeros(columns)), np.float64).reshape(-1)
-        scale = np.asarray(saved.get("scale", np.ones(columns)), np.float64).reshape(-1)
+        shift, scale = (np.asarray(saved.get(key, ()), np.float64).reshape(-1) for key in ("shift", "scale"))
     except (TypeError, ValueError, AttributeError):
         shift, scale = np.zeros(1), np.zeros(1)
+    if not len(shift) and not len(scale):  # none, or that of each window
+        shift, scale = np.zeros(columns), np.ones(columns)
     if len(shift) != len(scale) or not len(scale) or not (np.isfinite(shift) & np.isfinite(scale) & (scale != 0)).all():
         raise UserError("the checkpoint's scaler is damaged; expected a shift and a scale for each series")
+    if model.layout == "samples":
+        return Scaling(*(one.reshape(-1, getattr(model, "variables", 1)) for one in (shift, scale)))
     return Scaling(shift, scale)
 
 
@@ -114,11 +118,13 @@ def covariates_of(model: Forecaster) -> tuple[tuple[str, ...], Scaling]:
         UserError: the model takes covariates, and the checkpoint does not say on which scale.
     """
     count = getattr(model, "covariates", 0) if model.takes_covariates else 0
-    saved = _data(model).get("covariates") or {}
     if not count:
         return (), Scaling(np.zeros(0), np.ones(0))
-    names = tuple(map(str, saved.get("columns", ())))
-    scaling = Scaling(*(np.asarray(saved.get(key, ()), np.float64) for key in ("shift", "scale")))
+    saved = _data(model).get("encoder")
+    encoder = Encoder.from_json(saved) if isinstance(saved, dict) else Encoder()
+    names = encoder.columns
+    pairs = np.array([encoder.numbers.get(name, (0.0, 1.0)) for name in names], np.float64).reshape(-1, 2)
+    scaling = Scaling(pairs[:, 0], pairs[:, 1])
     if not len(names) == len(scaling.shift) == len(scaling.scale) == count:
         raise UserError(f"{type(model).__name__} takes {count} covariates, whose scales are not in the checkpoint")
     return names, scaling
@@ -143,11 +149,16 @@ class OriginalUnits(nn.Module):
         self.model, self.levels = model, levels
         scaling, self.marks = scaling_of(model), marks_of(model)
         self.columns, covariates = covariates_of(model)
-        self.each = model.layout == "series" and len(scaling.shift) > 1
-        self.variates = 1 if model.layout == "series" else len(scaling.shift)
+        self.each = model.layout != "variates" and len(scaling.shift) > 1
+        self.variates = {"series": 1, "samples": scaling.shift.shape[-1]}.get(model.layout, len(scaling.shift))
         places = [FIELDS.index(_MARKS[name][0]) for name in self.marks]
         least, span = ([float(_MARKS[name][at]) for name in self.marks] for at in (1, 2))
+        self.by_window = (_data(model).get("scaler") or {}).get("kind") == "window"
         half = np.moveaxis(Conformal(model.residuals.double().numpy(force=True)).half_widths(levels), 0, -1)
+        half = half[: model.horizon]  # a model of one step keeps those of the steps that it is rolled on to
+        self.each = self.each or (model.layout == "series" and half.shape[1] > 1)
+        if self.each and len(scaling.shift) == 1:
+            scaling = Scaling(*(np.repeat(one, half.shape[1]) for one in (scaling.shift, scaling.scale)))
         for name, values in {
             "shift": scaling.shift,
             "scale": scaling.scale,
@@ -186,8 +197,15 @@ class OriginalUnits(nn.Module):
         given = dict(zip(self.inputs, inputs, strict=True))
         shift, scale = self.shift, self.scale
         if self.each:
-            shift, scale = (one[given["series"]][:, None, None] for one in (shift, scale))
-        past = ((given["past"].double() - shift) / scale).float()
+            rows = given["series"]
+            shift, scale = (one[rows].reshape(len(rows), 1, -1) for one in (shift, scale))
+        values = given["past"].double()
+        divisor = scale
+        if self.by_window:
+            shift, scale = values.mean(1, keepdim=True), values.std(1, correction=0, keepdim=True)
+            scale = torch.where(scale > 1e-9 * shift.abs(), scale, torch.zeros_like(scale))  # of a constant window 0
+            divisor = torch.where(scale > 0, scale, torch.ones_like(scale))
+        past = ((values - shift) / divisor).float()
         marks = covariates = None
         if self.marks:
             fields = given["stamps"].index_select(-1, self.places).double()
@@ -201,7 +219,12 @@ class OriginalUnits(nn.Module):
         if self.model.quantiles:
             results.append(y[..., 1:] * scale[..., None] + shift[..., None])
         if self.levels:
-            results.append((self.widths * scale[..., None]).expand(*points.shape, len(self.levels)))
+            widths = self.widths
+            if (
+                self.each and self.variates == 1 and widths.shape[1] > 1
+            ):  # those of each row's series: (batch, horizon, 1, level)
+                widths = widths[:, given["series"]].transpose(0, 1)[:, :, None]
+            results.append((widths * scale[..., None]).expand(*points.shape, len(self.levels)))
         return tuple(one.float() for one in results)
 
     def example(self, batch: int) -> dict[str, Tensor]:
@@ -210,7 +233,7 @@ class OriginalUnits(nn.Module):
         steps = self.model.window + self.model.horizon
         walk = torch.randn(batch, self.model.window, self.variates, generator=random).double()
         series = torch.arange(batch) % len(self.shift)
-        shift, scale = (one[series][:, None, None] if self.each else one for one in (self.shift, self.scale))
+        shift, scale = (one[series].reshape(batch, 1, -1) if self.each else one for one in (self.shift, self.scale))
         hours = torch.arange(steps)
         days = hours // 24
         fields = {"month": 1 + days // 28 % 12, "day": 1 + days % 28, "weekday": days % 7, "hour": hours % 24}

@@ -172,7 +172,7 @@ def _check_whole(panel: Panel, blocks: Sequence[Block], windows: Windows, model:
             stamp = block.stamps[len(block.values) - model.window + rows[0]]
             series = panel.series[int(block.series[variates[0]])]
             raise UserError(
-                f"{panel.source}: series {series.id!r} has no value at {stamp}, which is within the last {model.window} "
+                f"{panel.source}: series {series.id!r} has no value at {stamp}, within the last {model.window} "
                 f"rows that {type(model).__name__} sees; fill it (--fill linear, previous, zero or calendar)"
             )
     raise UserError(f"{panel.source}: the last {model.window} rows hold values that were filled from later ones")

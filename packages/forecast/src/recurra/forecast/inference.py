@@ -1,4 +1,4 @@
-"""How opened series become forecasts: windows through the model, back in original units, intervals from its residuals."""
+"""How opened series become forecasts: through the model, back in original units, intervals from its residuals."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

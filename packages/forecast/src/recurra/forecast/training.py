@@ -27,6 +27,7 @@ from recurra.forecast.data.prepared import (
     sizes,
 )
 from recurra.forecast.data.sources import DATA, Source, Table
+from recurra.forecast.data.windows import Windows
 from recurra.forecast.inference import calibrate, load_checkpoint, model_inputs
 from recurra.forecast.losses import LOSSES, Loss, Pinball
 from recurra.forecast.models import MODELS
@@ -66,6 +67,13 @@ class ForecastTask(Task):
             "pinball" if isinstance(loss, Pinball) else "mae" if type(loss).__name__ in ("MAE", "Huber") else "mse"
         )
         self.closed_form = not any(parameter.requires_grad for parameter in model.parameters()) or hasattr(model, "fit")
+
+    def on_train_start(self) -> None:
+        """Let a model that has a start in closed form take it; a training that goes on has had it."""
+        initialise = getattr(self.model, "initialise", None)
+        if initialise is not None and self.trainer.global_step == 0:
+            windows: Windows = self.trainer.train_dataloader.dataset  # type: ignore[union-attr]
+            initialise(*windows.whole())
 
     def training_step(self, batch: Mapping[str, Tensor], index: int) -> Tensor:
         """The loss of the forecasts, and the model's own penalty."""
@@ -239,7 +247,7 @@ def train(recipe: str | Path, overrides: Sequence[str] = (), *, frame: Any = Non
 
 
 def train_seeds(recipe: str | Path, overrides: Sequence[str], seeds: int, **options: Any) -> Report:
-    """Train one model, or several with seeds from the recipe's on, in folders `seed-N` of the run folder; the last report."""
+    """Train one model, or several with seeds from the recipe's on, in folders `seed-N`; the last report."""
     if seeds == 1:
         return train(recipe, overrides, **options)
     out = Path(options.pop("out") or Path("runs") / Path(recipe).stem)
@@ -282,7 +290,7 @@ def adopt(folder: Path, data: str | Path, targets: tuple[str, ...], split: str) 
     for name, value in wanted.items():
         if model.config[name] != value:
             raise UserError(
-                f"{panel.source}: has {value} {name}; the weights are for {model.config[name]}. Choose columns with --targets"
+                f"{panel.source}: has {value} {name}; the weights are for {model.config[name]}; see --targets"
             )
     rule, borders = borders_of(panel, model, vars(source))
     context = learn_context(panel, model, source, borders, rule, None)

@@ -222,7 +222,7 @@ def evaluate(
 
     Args:
         out: folder for metrics.csv, metrics.json and pictures. Default: none, with --report evaluation.
-        protocol: tslib, tpgn, regenn or resnls, as published, leaks included and named. Default: the checkpoint's split.
+        protocol: tslib, tpgn, regenn or resnls, as published, leaks included. Default: the checkpoint's split.
         split: rows to score.
         season: steps of the seasonal naive and of MASE. Default: the usual one of the frequency.
         standardised: score on the scale of the training rows, as published tables do.
@@ -371,13 +371,14 @@ def export(
     out: Annotated[str | Path, Option("The file to write.", ("-o", "--out"), Path)],
     *,
     format: str = "onnx",
-    levels: Levels = ("80", "95"),
+    levels: Levels = (),
     overwrite: Overwrite = False,
 ) -> "ExportReport":
     """Export a checkpoint, scaler and calendar included, and print the measured difference to torch.
 
     Args:
         format: kind of program: onnx (needs the extra export) or pt2.
+        levels: of the intervals that the program gives, percent. Default: 80 and 95, where there are residuals enough.
 
     Raises:
         ValueError: unknown format, a model that cannot be exported, or a program that differs from torch; the file is

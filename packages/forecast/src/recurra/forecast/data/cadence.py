@@ -40,7 +40,7 @@ def infer(stamps: pd.Index, first: Bools, name: Callable[[int], str] | None = No
         if odd is None:
             return Frequency(str(step), f"whole numbers; {evidence}")
         raise _irregular(stamps, inside, odd, evidence, name)
-    found = _of_days(stamps.tz_localize(None), first, inside)
+    found = _of_days(_clock(stamps), first, inside)
     if found is not None:
         return found
     instants = stamps.asi8
@@ -53,6 +53,16 @@ def infer(stamps: pd.Index, first: Bools, name: Callable[[int], str] | None = No
     return Frequency(Frequency.of(f"{length.as_unit('ns').value}ns").alias, evidence)
 
 
+def _clock(stamps: pd.DatetimeIndex) -> pd.DatetimeIndex:
+    """What the clocks of the zone show; midnight for days that begin later, as the clocks skip it."""
+    clock = stamps.tz_localize(None)
+    days = clock.normalize()
+    if stamps.tz is None or (clock == days).all():
+        return clock
+    begin = days.tz_localize(stamps.tz, ambiguous=np.ones(len(days), np.bool_), nonexistent="shift_forward")
+    return days if (begin == stamps).all() else clock
+
+
 def _most_common(steps: Ints, say: Callable[[int], str] = str) -> tuple[int, str, int | None]:
     """The step, the evidence for it, and the number of the first step that is no multiple; 0 if it is too rare."""
     sizes, counts = np.unique(steps, return_counts=True)
@@ -60,7 +70,7 @@ def _most_common(steps: Ints, say: Callable[[int], str] = str) -> tuple[int, str
     share = "all" if count == len(steps) else f"{count} of"
     evidence = f"step {say(step)} in {share} {len(steps)} steps"
     if count < len(steps):
-        evidence += f" ({100 * count / len(steps):.1f} %)"
+        evidence += f" ({min(100 * count / len(steps), 99.99):.4g} %)"
     odd = np.flatnonzero(steps % step) if step > 0 else np.zeros(1, np.int64)
     if count < _HALF * len(steps) and not len(odd):
         odd = np.flatnonzero(steps != step)

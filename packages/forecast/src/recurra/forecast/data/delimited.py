@@ -100,7 +100,8 @@ def _separator(path: Path, lines: str, given: str | None) -> tuple[str, str]:
     if not fits:
         raise FileError(
             path,
-            f"line 1: no separator (comma, semicolon, tab, bar) in {lines.splitlines()[0][:60]!r}; expected a column of "
+            f"line 1: no separator (comma, semicolon, tab, bar) in {lines.splitlines()[0][:60]!r}; expected a column "
+            "of "
             "time and one of values",
         )
     best = [separator for separator in fits if fits[separator] == max(fits.values())]
@@ -131,6 +132,7 @@ def _decimal(path: Path, records: Sequence[Sequence[str]], separator: str, given
     if given:
         return given, Fact("decimals", repr(given), "given")
     if separator == "," or not commas:
+        _check_points(path, records, separator)
         return ".", Fact("decimals", "point", "no number has a comma")
     points = [cell for cell in cells if re.fullmatch(r"[+-]?\d*\.\d+", cell)]
     if points:
@@ -143,6 +145,21 @@ def _decimal(path: Path, records: Sequence[Sequence[str]], separator: str, given
             f"{commas[0]} may be a decimal comma or a separator of thousands; pass --decimal , or take the commas out",
         )
     return ",", Fact("decimals", "comma", f"{len(commas)} numbers of the first lines have one, as {commas[0]}")
+
+
+def _check_points(path: Path, records: Sequence[Sequence[str]], separator: str) -> None:
+    """Refuse points that may stand before thousands: 1.234 beside 987, where fields are not separated by commas."""
+    for column in zip(*records, strict=False) if separator != "," else ():
+        cells = [cell.strip() for cell in column]
+        points = [cell for cell in cells if "." in cell]
+        whole = [cell for cell in cells if re.fullmatch(r"[+-]?\d{1,3}", cell)]
+        if points and whole and all(re.fullmatch(r"[+-]?[1-9]\d{0,2}\.\d{3}", cell) for cell in points):
+            raise FileError(
+                path,
+                f"{points[0]}, beside {whole[0]}, may have a decimal point or a separator of thousands; pass "
+                "--decimal . or "
+                "take the points out",
+            )
 
 
 def check_lines(path: Path, separator: str, fields: int) -> None:

@@ -45,10 +45,11 @@ def of_series(panel: Panel) -> list[Fact]:
     """Ids, span, and series that are constant, all missing or much shorter than others."""
     series = panel.series
     lengths = [len(one) for one in series]
+    longest = max(lengths)
     ids = ", ".join(repr(one.id) for one in series[:_NAMED]) + (", ..." if len(series) > _NAMED else "")
     first, last = min(one.stamps[0] for one in series), max(one.stamps[-1] for one in series)
     facts = [Fact("series", f"{len(series)}: {ids}", f"ids are {_kind(panel)}, and come back so")]
-    rows = f"{lengths[0]} rows" if len(set(lengths)) == 1 else f"from {min(lengths)} to {max(lengths)} rows"
+    rows = f"{lengths[0]} rows" if len(set(lengths)) == 1 else f"from {min(lengths)} to {longest} rows"
     facts.append(Fact("span", f"{first} to {last}, {rows}", "first and last stamp of all series"))
     empty = [one for one in series if not np.isfinite(one.values).any()]
     constant = [one for one in series if one not in empty and is_constant(one)]
@@ -58,11 +59,9 @@ def of_series(panel: Panel) -> list[Fact]:
     ):
         if found:
             facts.append(Fact(what, _named(found), why))
-    short = [one for one in series if len(one) < 0.1 * max(lengths)]
+    short = [one for one in series if len(one) < 0.1 * longest]
     if short:
-        facts.append(
-            Fact("short series", _named(short), f"fewer than a tenth of the {max(lengths)} rows of the longest")
-        )
+        facts.append(Fact("short series", _named(short), f"fewer than a tenth of the {longest} rows of the longest"))
     return facts
 
 

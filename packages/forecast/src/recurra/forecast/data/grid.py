@@ -15,6 +15,9 @@ from recurra.forecast.data.calendar import Frequency
 from recurra.forecast.data.values import Where
 
 Ints = NDArray[np.int64]
+_DAY = 86400 * 10**9
+_SHORTEST = {"D": 1, "B": 1, "W": 7}
+"""Days that a step of the calendar has at least, by the first letter of its name; of others a fortnight."""
 
 
 @dataclass
@@ -79,6 +82,8 @@ def check_duplicates(rows: Rows, shown: Callable[[int], str]) -> None:
     bare = isinstance(rows.stamps, pd.DatetimeIndex) and rows.stamps.tz is None
     sunday = bare and stamp.hour < 4 and stamp.day_of_week == 6 and stamp.month in (3, 4, 9, 10, 11)
     clock = "; if the change of clocks repeats it, name the zone with --zone" if sunday else ""
+    several = "; of several series? Then name the column of ids with --id"
+    clock += several if rows.names is None and len(same) > max(1, 0.1 * len(keys)) else ""
     raise UserError(
         f"{rows.name(at)}{rows.time} {stamp} occurs twice: {rows.where(one)} ({shown(one)}) and "
         f"{rows.where(other)} ({shown(other)}){more}; keep one{clock}"
@@ -140,23 +145,54 @@ def lay(rows: Rows, frequency: Frequency, *, observed: bool) -> Grid:
     """
     begins = np.flatnonzero(rows.first)
     ends = np.append(begins[1:], len(rows.series))
+    _check_size(rows, frequency, begins, ends)
     steps, stamps = _steps(rows, frequency, begins, ends)
     off = np.flatnonzero(steps < 0)
     if len(off):
         raise _off(rows, frequency, int(off[0]))
+    _check_step(rows, frequency, np.diff(steps)[~rows.first[1:]])
     if observed:
         steps = np.arange(len(steps)) - begins[rows.series]
     lengths = steps[ends - 1] + 1
     starts = np.concatenate([[0], np.cumsum(lengths)])
-    if starts[-1] > 20 * len(steps) + 1_000_000:
-        raise UserError(
-            f"at a step of {frequency.alias} the {len(steps)} rows would become {starts[-1]}, nearly all missing; "
-            "name a longer step with --freq"
-        )
     facts = _gaps(rows, steps, frequency, observed)
     if observed:
         stamps = [rows.stamps[begin:end] for begin, end in zip(begins, ends, strict=True)]
     return Grid(starts, starts[rows.series] + steps, stamps, facts)
+
+
+def _check_step(rows: Rows, frequency: Frequency, jumps: Ints) -> None:
+    """Refuse a step of which all others are the same multiple: most places would hold nothing."""
+    common = int(np.gcd.reduce(jumps)) if len(jumps) > 1 else 1
+    if common > 1:
+        raise UserError(
+            f"--freq {frequency.alias} is too short: all rows lie {common} steps of it apart, or "
+            f"multiples{_fitting(rows, frequency)}"
+        )
+
+
+def _fitting(rows: Rows, frequency: Frequency) -> str:
+    """What the stamps fit instead, in words."""
+    try:
+        own = frequency_of(rows, None)
+    except UserError:
+        return ""
+    return f"; the stamps fit {own.alias} ({own.evidence})" if own != frequency else ""
+
+
+def _check_size(rows: Rows, frequency: Frequency, begins: Ints, ends: Ints) -> None:
+    """Refuse a grid that the rows would be lost in, before it is made."""
+    if isinstance(rows.stamps, pd.DatetimeIndex):
+        keys = rows.stamps.as_unit("us").asi8.astype(np.float64) * 1000
+        step = float(frequency.nanoseconds or _SHORTEST.get(frequency.alias.lstrip("0123456789")[:1], 14) * 86400e9)
+    else:
+        keys, step = rows.stamps.to_numpy(np.float64), float(frequency.number)
+    places = int(((keys[ends - 1] - keys[begins]) / step + 1).sum())
+    if places > 20 * len(keys) + 1_000_000:
+        raise UserError(
+            f"at a step of {frequency.alias} the {len(keys)} rows would become {places}, nearly all missing; name a "
+            "longer step with --freq"
+        )
 
 
 def _steps(rows: Rows, frequency: Frequency, begins: Ints, ends: Ints) -> tuple[Ints, list[pd.Index]]:
@@ -165,8 +201,8 @@ def _steps(rows: Rows, frequency: Frequency, begins: Ints, ends: Ints) -> tuple[
         stamps = [frequency.between(rows.stamps[0], rows.stamps[-1])]
         return frequency.steps(rows.stamps), stamps
     low, high = rows.stamps[begins].min(), rows.stamps[ends - 1].max()
-    grid = frequency.between(low, high)
-    if len(grid) <= 2 * len(rows.stamps) + 10_000:
+    if _spans(low, high, frequency) <= 2 * len(rows.stamps) + 10_000:
+        grid = frequency.between(low, high)
         places = grid.get_indexer(rows.stamps)
         if (places >= 0).all():
             steps = places - places[begins][rows.series]
@@ -181,16 +217,18 @@ def _steps(rows: Rows, frequency: Frequency, begins: Ints, ends: Ints) -> tuple[
     return steps, stamps
 
 
+def _spans(low: Any, high: Any, frequency: Frequency) -> float:
+    """Steps from one stamp to another, or more."""
+    if frequency.number:
+        return float(high - low) / frequency.number
+    return float((high - low) / pd.Timedelta(frequency.nanoseconds or _DAY, "ns"))
+
+
 def _off(rows: Rows, frequency: Frequency, row: int) -> UserError:
     begin = int(np.flatnonzero(rows.first[: row + 1])[-1])
-    try:
-        own = frequency_of(rows, None)
-        hint = f"; the stamps fit {own.alias} ({own.evidence})" if own != frequency else ""
-    except UserError:
-        hint = ""
     return UserError(
         f"{rows.where(int(rows.order[row]))}: {rows.name(row)}{rows.time} {rows.stamps[row]} lies on no step of "
-        f"{frequency.alias} from {rows.stamps[begin]}{hint}"
+        f"{frequency.alias} from {rows.stamps[begin]}{_fitting(rows, frequency)}"
     )
 
 

@@ -112,6 +112,22 @@ class Panel:
             {one.id for one in short}, Fact("left out", _listed(short), f"fewer than {rows} rows: {what}")
         )
 
+    def check_varies(self) -> None:
+        """Refuse a table in which nothing can be learnt.
+
+        Raises:
+            UserError: every value is missing, or every series is constant.
+        """
+        spans = [(np.fmin.reduce(one.values, axis=None), np.fmax.reduce(one.values, axis=None)) for one in self.series]
+        if all(np.isnan(low) for low, _ in spans):
+            raise UserError(f"{self.source}: every value is missing; expected some to train on")
+        if all(not bool((np.fmax.reduce(one.values) > np.fmin.reduce(one.values)).any()) for one in self.series):
+            low = next(low for low, _ in spans if not np.isnan(low))
+            raise UserError(
+                f"{self.source}: every series is constant (the first is {low:g} in all rows): nothing can be learnt "
+                "from them"
+            )
+
     def without(self, ids: "set[Hashable]", why: Fact) -> "Panel":
         """The same table without some of its series."""
         kept = [at for at, one in enumerate(self.series) if one.id not in ids]
@@ -158,10 +174,11 @@ class Panel:
         first, last, _ = self.common_span()
         stamps = self.frequency.between(first, last)
         values = np.empty((len(stamps), len(self.series), len(self.variables)))
+        wanted = _keys(stamps)
         for at, one in enumerate(self.series):
-            begin = int(one.stamps.get_indexer(pd.Index([first]))[0])
-            own = one.stamps[begin : begin + len(stamps)]
-            if begin < 0 or not own.equals(stamps):
+            keys = _keys(one.stamps)
+            begin = int(np.searchsorted(keys, wanted[0]))
+            if not np.array_equal(keys[begin : begin + len(wanted)], wanted):
                 raise UserError(
                     f"{self.source}: series {one.id!r} has stamps between those of {self.series[0].id!r} (its first is "
                     f"{one.stamps[0]}): no model can take them side by side; shift one of them"
@@ -194,6 +211,13 @@ class Panel:
                 f"{self.source}: future covariates ({', '.join(self.future)}) are missing for {count} of "
                 f"{horizon * len(self.series)} rows of the horizon, first {missing[0]}; give them with --future-frame"
             )
+
+
+def _keys(stamps: pd.Index) -> NDArray[np.int64]:
+    """Stamps as whole numbers."""
+    if isinstance(stamps, pd.DatetimeIndex):
+        return np.asarray(stamps.asi8, np.int64)
+    return np.asarray(stamps, np.int64)
 
 
 def _listed(series: Sequence[Series], most: int = 10) -> str:

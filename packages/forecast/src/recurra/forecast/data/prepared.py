@@ -1,4 +1,4 @@
-"""Series cut into parts, scaled and laid out for a model: what trains it, what chooses, what calibrates, what scores."""
+"""Series cut into parts, scaled and laid out for a model: what trains it, chooses, calibrates and scores."""
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass

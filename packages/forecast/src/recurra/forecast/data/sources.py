@@ -22,8 +22,8 @@ class Source:
         split: rule of the parts: see `recurra.forecast.data.splits.split`; "tslib" takes ETT's months for ETT's files.
         fractions: train, val and test, for split "fractions".
         origins: horizons that split "last" tests.
-        scaler: what the model sees values on: "standard", "minmax" and "maximum" of each series' training rows, "window"
-            the mean and standard deviation of each window, "none".
+        scaler: of what the model sees: "standard", "minmax" and "maximum" of each series' training rows, "window" the
+            mean and standard deviation of each window, "none".
         stride: rows from one training window to the next.
         calibration: the most windows of the validation rows that residuals for intervals are kept of; 0 for none.
         skip_short: leave out series that are too short, instead of refusing the table.

@@ -142,18 +142,22 @@ def _numbers_fact(numbers: NDArray[np.int64]) -> Fact:
 
 
 def _of_text(column: "pd.Series[Any]", where: Where, date_format: str | None) -> tuple[pd.Index, list[Fact]]:
-    whole = True
+    others = -1
     for start, words in _blocks(column):
         blank = words.isin(MISSING).to_numpy(np.bool_)
         if blank.any():
             row = where(start + int(blank.argmax()))
             raise UserError(f"{row}: column {column.name!r} has no stamp; every row needs one")
-        whole = whole and bool(words.str.fullmatch(r"[+-]?\d{1,18}(?:\.0*)?").all())
-    if whole and (date_format is None or date_format in _UNITS or re.fullmatch(r"(?:%[Ymd])+", date_format)):
+        whole = words.str.fullmatch(r"[+-]?\d{1,18}(?:\.0*)?").to_numpy(np.bool_)
+        others = start + int(whole.argmin()) if others < 0 and not whole.all() else others
+    if others < 0 and (date_format is None or date_format in _UNITS or re.fullmatch(r"(?:%[Ymd])+", date_format)):
         numbers = column.str.strip().str.partition(".")[0].astype(np.int64)
         return _of_numbers(numbers.rename(column.name), where, date_format)
     if date_format in _UNITS:
         raise UserError(f"column {column.name!r} holds text; --date-format {date_format} is for whole numbers")
+    if others > 0 and not date_format and not any(formats(str(column.iloc[0]).strip())):
+        shown = str(column.iloc[others])[:40]
+        raise UserError(f"{where(others)}: column {column.name!r} holds {shown!r} among whole numbers, which is none")
     return _Texts(column, where).read(date_format)
 
 

@@ -73,6 +73,10 @@ def open_panel(
     if freq is not None:
         Frequency.of(freq)
     filling.check(fill)
+    if separator is not None and len(separator) != 1:
+        raise UserError(f"separator must be one character; got {separator!r}")
+    if decimal not in (None, ".", ","):
+        raise UserError(f"decimal must be . or ,; got {decimal!r}")
     form = _Form(id, time, date_format, zone, tuple(categorical), separator, decimal)
     raw = form.read(source)
     roles = columns.Roles(time or "", id, list(targets or ()), tuple(past), tuple(future), tuple(static))
@@ -211,6 +215,8 @@ class _Opening:
         covariates = (*given.past, *given.future, *(given.static if static_inside else ()))
         for name in covariates:
             columns.existing(frame, name, "covariate")
+            if covariates.count(name) > 1:
+                raise UserError(f"covariate {name!r} cannot be two of past, future and static; name it once")
         stamps, found = to_stamps(frame[time], self.raw.where, self.form.date_format)
         facts += found
         if not len(frame):

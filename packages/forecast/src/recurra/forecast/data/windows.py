@@ -273,6 +273,25 @@ class Windows(EpochDataset):
             pairs = [_apart(pair[:, None], self.variables)[:, 0] for pair in pairs]
         return pairs[0], pairs[1]
 
+    def whole(self, most: int = 50_000) -> tuple[Tensor, Tensor]:
+        """Past and future, (window, step, variate), of all windows that miss nothing, or of at most so many of them.
+
+        Where they follow one another, as of a table without gaps, they are views of one array.
+        """
+        rows = self.starts[self.block] + self.origin
+        missing = np.concatenate([[0], np.cumsum(np.isnan(self.values).any(1))])
+        complete = np.flatnonzero(missing[rows + self.horizon] == missing[rows])
+        rows = rows[complete]
+        if not self.by_window and self.layout != "samples" and len(rows) and (np.diff(rows) == 1).all():
+            length = self.window + self.horizon
+            first = int(rows[0]) - self.window
+            values = torch.from_numpy(self.values[first : first + len(rows) + length - 1])
+            view = values.unfold(0, length, 1).transpose(1, 2)
+            return view[:, : self.window], view[:, self.window :]
+        chosen = complete if len(complete) <= most else complete[np.linspace(0, len(complete) - 1, most).astype(int)]
+        batch = self.__getitems__(chosen.tolist())
+        return batch["past"], batch["future"]
+
     def describe(self, batch: Mapping[str, Tensor]) -> str:
         """Which windows a batch is of, for messages."""
         block, origin = self.blocks[int(batch["block"][0])], int(batch["origin"][0])

@@ -45,7 +45,13 @@ def _read_off(
     clock: pd.DatetimeIndex, series: NDArray[np.int64], zone: str, where: Where, time: str
 ) -> tuple[pd.DatetimeIndex, list[Fact]]:
     """Instants of what a zone's clocks showed; of an hour shown twice the row that comes first in time is the first."""
-    one = clock.tz_localize(zone, ambiguous=np.ones(len(clock), np.bool_), nonexistent="NaT")
+    first = np.ones(len(clock), np.bool_)
+    if (clock == clock.normalize()).all():
+        days = clock.tz_localize(zone, ambiguous=first, nonexistent="shift_forward")
+        return days, [
+            Fact("zone", zone, "given; the stamps are days, which begin where the clocks of the zone have them")
+        ]
+    one = clock.tz_localize(zone, ambiguous=first, nonexistent="NaT")
     if one.isna().any():
         row = int(one.isna().argmax())
         raise UserError(
@@ -56,7 +62,6 @@ def _read_off(
     said = Fact("zone", zone, f"given; {len(twice)} stamps lie in hours that its clocks show twice")
     if not len(twice):
         return one, [said]
-    first = np.ones(len(clock), np.bool_)
     seen: dict[tuple[int, int], int] = {}
     for row in twice.tolist():
         key = (int(series[row]), int(clock.asi8[row]))

@@ -108,8 +108,8 @@ class AutoRegression(Forecaster):
         known = torch.nn.functional.pad(self.coefficients.flip(0), (horizon - 1, 0)).unfold(0, lags, 1)
         shift = (horizon - 1 - steps).clamp(min=0)
         added = self.terms[0] + self.terms[1] * (first + steps.double())
-        level = known[shift] @ past.double() + added[:, None]  # (batch, horizon, variate)
-        return (_toeplitz(self.impulse(horizon)) @ level).to(past.dtype)
+        level = past.double().mT @ known[shift].mT + added  # (batch, variate, horizon)
+        return (level @ _toeplitz(self.impulse(horizon)).mT).mT.to(past.dtype)
 
     def impulse(self, horizon: int) -> Float[Tensor, "horizon"]:
         """ψ: what an error of 1 adds to the steps from its own on."""

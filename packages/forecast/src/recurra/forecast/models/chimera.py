@@ -8,8 +8,9 @@ the held discretisation, which is bounded for all inputs, sizes, the wiring of a
 beside it.
 """
 
+from collections.abc import Iterable
 from math import ceil
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -17,115 +18,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from recurra.core.checks import at_least_one, one_of
-from recurra.forecast.models.chimera_scan import closed_loop, read
-from recurra.forecast.models.chimera_ssm import Coupling, Mode, Scan, Structure, VariatesSSM, sum_of, turned
+from recurra.forecast.models.chimera_blocks import Block, ClosedLoopHead, DirectHead, StateEnergies
+from recurra.forecast.models.chimera_ssm import Coupling, Mode, Scan, Structure
 from recurra.forecast.models.forecaster import Forecaster, Layout
 
 Norm = Literal["standard", "mean", "last", "none"]
-Head = Literal["direct", "closed_loop"]
+Head = Literal["direct", "last", "states", "closed_loop"]
 Steps = tuple[float, float]
-
-
-class StateEnergies(NamedTuple):
-    """Mean squares of the states of one block in every cell; modules are trend and season.
-
-    time: (batch, module, variate, column), of h1, which moves along time. variate: likewise, of h2.
-    """
-
-    time: Tensor
-    variate: Tensor
-
-
-class Block(nn.Module):
-    """x + W_out(SiLU(z) ⊙ (trend(u) + season(u))), with u = SiLU(conv(u')) and (u', z) = W_in RMSNorm(x).
-
-    The convolution runs along time, each channel by itself, and sees no later column.
-
-    Args:
-        width: of x.
-        inner: of u and z.
-        states: of every channel of either module.
-        kernel: columns that the convolution sees.
-        dropout: share of the update that is dropped in training.
-        modules: options of the trend module and of the season module.
-    """
-
-    def __init__(
-        self, width: int, inner: int, states: int, *, kernel: int, dropout: float, modules: dict[str, dict[str, Any]]
-    ) -> None:
-        super().__init__()
-        self.norm = nn.RMSNorm(width, eps=1e-5)
-        self.enter = nn.Linear(width, 2 * inner, bias=False)
-        self.conv = nn.Conv1d(inner, inner, kernel, groups=inner)
-        self.modules_by_name = nn.ModuleDict(
-            {name: VariatesSSM(inner, states, **options) for name, options in modules.items()}
-        )
-        self.leave = nn.Linear(inner, width, bias=False)
-        self.dropout = nn.Dropout(dropout)
-
-    def forward(self, x: Float[Tensor, "batch variate column width"]) -> Float[Tensor, "batch variate column width"]:
-        """The grid after the block."""
-        u, gate = self.inside(x)
-        y = sum_of([ssm(u)[0] for ssm in self.modules_by_name.values()])
-        update: Tensor = self.dropout(self.leave(y * F.silu(gate)))
-        return x + update
-
-    def inside(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """u and z, (batch, variate, column, inner) each."""
-        u, gate = self.enter(self.norm(x)).chunk(2, -1)
-        columns = F.pad(u.flatten(0, 1).transpose(1, 2), (self.conv.kernel_size[0] - 1, 0))
-        return F.silu(self.conv(columns).transpose(1, 2).reshape(u.shape)), gate
-
-    def energies(self, x: Tensor) -> StateEnergies:
-        """Of the states, for the grid that the block is given."""
-        u, _ = self.inside(x)
-        found = [ssm.energies(u) for ssm in self.modules_by_name.values()]  # type: ignore[operator]
-        return StateEnergies(torch.stack([h1 for h1, _ in found], 1), torch.stack([h2 for _, h2 in found], 1))
-
-
-class DirectHead(nn.Module):
-    """All columns of a variate -> its values in the horizon, by one linear map for all variates."""
-
-    def __init__(self, width: int, columns: int, outputs: int, *, dropout: float) -> None:
-        super().__init__()
-        self.dropout = nn.Dropout(dropout)
-        self.linear = nn.Linear(columns * width, outputs)
-
-    def forward(self, x: Float[Tensor, "batch variate column width"]) -> Float[Tensor, "batch variate output"]:
-        """The values of each variate."""
-        y: Tensor = self.linear(self.dropout(x.flatten(2)))
-        return y
-
-
-class ClosedLoopHead(nn.Module):
-    """Goes on from the last column, its own feedback K h as next input, and maps every new column to a patch.
-
-    Keys: `ssm` (not selective), `feedback` (direction, 2, state, width) with K1 and K2, `linear`.
-    """
-
-    def __init__(
-        self, width: int, states: int, columns: int, outputs: int, *, dropout: float, options: dict[str, Any]
-    ) -> None:
-        super().__init__()
-        self.columns = columns
-        self.ssm = VariatesSSM(width, states, selective=False, **options)
-        self.feedback = nn.Parameter(torch.zeros(len(self.ssm.directions), 2, states, width))
-        nn.init.normal_(self.feedback, std=0.1 / states)
-        self.dropout = nn.Dropout(dropout)
-        self.linear = nn.Linear(width, outputs)
-
-    def forward(self, x: Float[Tensor, "batch variate column width"]) -> Float[Tensor, "batch variate output"]:
-        """The values of each variate, one patch after the other."""
-        _, state = self.ssm(x)
-        _, y, _ = closed_loop(self.feed, self.ssm, state, self.columns)
-        patches: Tensor = self.linear(self.dropout(y))  # (batch, variate, new column, patch output)
-        return patches.flatten(2)
-
-    def feed(self, states: tuple[tuple[Tensor, Tensor], ...]) -> Tensor:
-        """K1 h1 + K2 h2 of both directions, (batch, variate, width)."""
-        return sum_of(
-            [turned(read(*s, k[0], k[1]), i) for i, (s, k) in enumerate(zip(states, self.feedback, strict=True))]
-        )
 
 
 class Chimera(Forecaster):
@@ -159,11 +58,19 @@ class Chimera(Forecaster):
         trend_steps: range of the untrained time steps of the trend module: short ones, that is slow states.
         season_steps: likewise of the season module.
         variate_steps: likewise along variates, of both.
-        head: "direct", or "closed_loop" on the last column.
+        coupling_start: deviation of the untrained coupling; 0 starts from two scans that know nothing of each other.
+        gated: blocks have norm, convolution and gate. Without, and with selective=False, the model is linear in its
+            window, and the embedding starts as the mean of the patch.
+        head: "direct" from all columns, "last" from the last one, "states" from it and from the states that the last
+            block has there, or "closed_loop" going on from it.
+        individual: each variate has a head of its own, unless it is a closed loop; needs variates.
         norm: what each window and variate is freed of: mean and deviation, its mean, its last value, or nothing.
         affine: a learned scale and shift of each variate after that; needs variates.
         variates: number of variates that get an embedding of their own; 0 for none, which serves any number.
-        linear: add a linear map of the window, one for all variates; the head then starts from 0. `initialise` fits it.
+        linear: add a linear map of the window, one for all variates; the head then starts from 0. `initialise` fits
+            both.
+        ridge: of the fit of the linear map, added to the mean squares of the window's values.
+        head_ridge: of the fit of the head, added to the mean squares of what it reads, each scaled to 1.
         train_linear: the map is trained along; otherwise it stays as `initialise` made it.
         dropout: share dropped of every block's update and of what the head sees.
     """
@@ -195,48 +102,59 @@ class Chimera(Forecaster):
         trend_steps: Steps = (1e-3, 1e-2),
         season_steps: Steps = (1e-1, 1.0),
         variate_steps: Steps = (1e-2, 1.0),
+        coupling_start: float = 0.0,
+        gated: bool = True,
         head: Head = "direct",
+        individual: bool = False,
         norm: Norm = "standard",
         affine: bool = False,
         variates: int = 0,
         linear: bool = True,
+        ridge: float = 1e-2,
+        head_ridge: float = 100.0,
         train_linear: bool = False,
         dropout: float = 0.0,
     ) -> None:
         super().__init__(window=window, horizon=horizon, quantiles=quantiles, calibration=calibration)
         at_least_one(patch=patch, width=width, inner=inner, layers=layers, kernel=kernel)
-        one_of("head", head, Head)
         one_of("norm", norm, Norm)
-        if affine and not variates:
-            raise ValueError("affine needs variates: each has a scale and a shift of its own")
-        if head == "closed_loop" and scan == "fft":
-            raise ValueError("head=closed_loop needs the states of the last column, which scan=fft does not make")
+        _check_head(head, scan, individual=individual, affine=affine, variates=variates)
+        self.reads_states, self.ridge, self.head_ridge = head == "states", ridge, head_ridge
         self.patch, self.norm, self.columns = patch, norm, ceil(window / patch)
         both: dict[str, Any] = {"mode": mode, "rho": rho, "structure": structure, "coupling": coupling, "scan": scan}
         both |= {"bidirectional": bidirectional, "order_free": order_free, "variate_steps": variate_steps}
+        both |= {"coupling_start": coupling_start}
         modules = {
             name: {"selective": selective, "rank": rank, "time_steps": steps, **both}
             for name, steps in (("trend", trend_steps), ("season", season_steps))
         }
         self.embedding = nn.Linear(patch, width)
+        if not gated:
+            nn.init.constant_(self.embedding.weight, 1 / patch)
+            nn.init.zeros_(self.embedding.bias)
         self.variate_embedding = nn.Parameter(torch.zeros(variates, width)) if variates else None
         # Log of the scale, and the shift.
         self.affine = nn.Parameter(torch.zeros(variates, 2)) if affine else None
         self.blocks = nn.ModuleList(
-            Block(width, inner, states, kernel=kernel, dropout=dropout, modules=modules) for _ in range(layers)
+            Block(width, inner, states, kernel=kernel, gated=gated, dropout=dropout, modules=modules)
+            for _ in range(layers)
         )
-        self.final_norm = nn.RMSNorm(width, eps=1e-5)
+        self.final_norm = nn.RMSNorm(width, eps=1e-5) if gated else nn.Identity()
         each = 1 + len(quantiles)
-        if head == "direct":
-            self.head: DirectHead | ClosedLoopHead = DirectHead(width, self.columns, each * horizon, dropout=dropout)
-        else:
+        self.head: DirectHead | ClosedLoopHead
+        if head == "closed_loop":
             options = {**both, "time_steps": season_steps}
             new = ceil(horizon / patch)
             self.head = ClosedLoopHead(width, states, new, each * patch, dropout=dropout, options=options)
+        else:
+            read, maps = self.columns if head == "direct" else 1, variates if individual else 1
+            directions = 1 if order_free or not bidirectional else 2
+            cell = width + (2 * len(modules) * directions * states * inner if head == "states" else 0)
+            self.head = DirectHead(cell, read, each * horizon, maps=maps, dropout=dropout)
         self.linear = nn.Parameter(torch.zeros(horizon, window), requires_grad=train_linear) if linear else None
         if linear:
-            nn.init.zeros_(self.head.linear.weight)
-            nn.init.zeros_(self.head.linear.bias)
+            nn.init.zeros_(self.head.weight)
+            nn.init.zeros_(self.head.bias)
 
     def forward(
         self,
@@ -256,10 +174,7 @@ class Chimera(Forecaster):
         """
         self.check(past, marks, covariates)
         x, shift, scale = self._normalised(past.transpose(1, 2))  # (batch, variate, window)
-        grid = self._embedded(x)
-        for block in self.blocks:
-            grid = block(grid)
-        y = self.head(self.final_norm(grid)).unflatten(2, (-1, 1 + len(self.quantiles)))[:, :, : self.horizon]
+        y = self.head(self._features(x)).unflatten(2, (-1, 1 + len(self.quantiles)))[:, :, : self.horizon]
         y = torch.cat([y[..., :1] + self._linearly(x)[..., None], y[..., 1:]], -1) if self.linear is not None else y
         y = (_in_order(y, self.quantiles) * scale + shift).transpose(1, 2)  # (batch, horizon, variate, 1 + quantile)
         return y if self.quantiles else y[..., 0]
@@ -282,33 +197,53 @@ class Chimera(Forecaster):
         return found
 
     @torch.no_grad()
-    def initialise(self, windows: Tensor, targets: Tensor, *, ridge: float = 1e-2) -> None:
-        """Fit the linear map to these windows by ridge regression, in closed form; all variates count alike.
+    def initialise(self, windows: Tensor, targets: Tensor) -> None:
+        """Fit the linear map to these windows by ridge regression, in closed form, and then the head to what is left.
+
+        The head reads the untrained recurrence, as that of an echo state network does (Jaeger 2001); of a closed loop
+        it stays as it is.
 
         Args:
             windows: (sample, window, variate); may be a strided view, of which some hundred samples are read at a time.
             targets: (sample, horizon, variate), what followed.
-            ridge: added to the mean product of the inputs' diagonal; the scale is that of the data.
 
         Raises:
             ValueError: a shape does not fit, or there is no sample.
         """
-        if self.linear is None:
-            return
         if not len(windows) or len(targets) != len(windows):
             raise ValueError(
                 f"windows and targets have {len(windows)} and {len(targets)} samples; expected as many, at least 1"
             )
-        size, count = self.window, 0
-        gram = windows.new_zeros(size, size, dtype=torch.float64)
-        product = windows.new_zeros(size, self.horizon, dtype=torch.float64)
-        for past, future in zip(torch.split(windows, 256), torch.split(targets, 256), strict=True):
-            x, y = past.double().transpose(1, 2).flatten(0, 1), future.double().transpose(1, 2).flatten(0, 1)
-            mean = x.mean(1, keepdim=True)
-            x, y = x - mean, y - mean
-            gram, product, count = gram + x.T @ x, product + x.T @ y, count + len(x)
-        gram = gram / count + ridge * torch.eye(size, dtype=torch.float64, device=gram.device)
-        self.linear.copy_(torch.linalg.solve(gram, product / count).T)
+        pieces = [*zip(torch.split(windows, 256), torch.split(targets, 256), strict=True)]
+        training = self.training
+        self.eval()
+        if self.linear is not None:
+            self.linear.copy_(_ridge(map(_centred, pieces), self.ridge)[0])
+        if self.linear is not None and isinstance(self.head, DirectHead):
+            maps, each = len(self.head.weight), 1 + len(self.quantiles)
+            fitted = _ridge((self._left_over(*piece, maps) for piece in pieces), self.head_ridge, scaled=True)
+            self.head.weight[:, ::each] = fitted
+        self.train(training)
+
+    def _left_over(self, past: Tensor, future: Tensor, maps: int) -> tuple[Tensor, Tensor]:
+        """What each of the head's maps reads (map, sample, feature), and what it should make of it."""
+        x, shift, scale = self._normalised(past.transpose(1, 2))
+        features = self.head.read(self._features(x)) * scale[..., 0]  # type: ignore[operator]
+        residual = future.transpose(1, 2) - self._linearly(x) * scale[..., 0] - shift[..., 0]
+        if maps == 1:
+            return features.flatten(0, 1)[None], residual.flatten(0, 1)[None]
+        return features.transpose(0, 1), residual.transpose(0, 1)
+
+    def _features(self, x: Tensor) -> Tensor:
+        """What the head is given, (batch, variate, column, width)."""
+        grid = self._embedded(x)
+        for block in self.blocks:
+            before, grid = grid, block(grid)
+        features: Tensor = self.final_norm(grid)
+        if not self.reads_states:
+            return features
+        states = self.blocks[-1].last_states(before)  # type: ignore[operator]
+        return torch.cat([features[:, :, -1], states], -1)[:, :, None]
 
     def _normalised(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The windows (batch, variate, window), and the shift and scale (batch, variate, 1, 1) that bring them back."""
@@ -341,6 +276,38 @@ class Chimera(Forecaster):
     def _linearly(self, x: Tensor) -> Tensor:
         mean = x.mean(-1, keepdim=True)
         return F.linear(x - mean, self.linear) + mean  # type: ignore[arg-type]
+
+
+def _check_head(head: Head, scan: Scan, *, individual: bool, affine: bool, variates: int) -> None:
+    """Raise a ValueError if these options do not go together."""
+    one_of("head", head, Head)
+    if affine and not variates:
+        raise ValueError("affine needs variates: each has a scale and a shift of its own")
+    if individual and not variates:
+        raise ValueError("individual needs variates: each has a head of its own")
+    if head in ("states", "closed_loop") and scan == "fft":
+        raise ValueError(f"head={head} needs the states of the last column, which scan=fft does not make")
+
+
+def _centred(piece: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+    """Windows and what followed, free of the windows' means, all variates as one map."""
+    x, y = (t.double().transpose(1, 2).flatten(0, 1) for t in piece)
+    mean = x.mean(1, keepdim=True)
+    return (x - mean)[None], (y - mean)[None]
+
+
+def _ridge(pieces: Iterable[tuple[Tensor, Tensor]], ridge: float, *, scaled: bool = False) -> Tensor:
+    """(map, output, feature): the ridge regressions of pieces (map, sample, feature) and (map, sample, output)."""
+    gram, product, count = torch.zeros(()), torch.zeros(()), 0
+    for x, y in pieces:
+        x, y = x.double(), y.double()
+        gram, product, count = gram + x.mT @ x, product + x.mT @ y, count + x.shape[1]
+    gram, product = gram / count, product / count
+    scale = gram.diagonal(dim1=1, dim2=2).sqrt().clamp_min(1e-30) if scaled else torch.ones_like(gram[:, 0])
+    gram = gram / scale[:, :, None] / scale[:, None]
+    eye = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
+    weight: Tensor = torch.linalg.solve(gram + ridge * eye, product / scale[:, :, None]) / scale[:, :, None]
+    return weight.mT
 
 
 def _in_order(y: Tensor, quantiles: tuple[float, ...]) -> Tensor:

@@ -154,6 +154,7 @@ class GridSSM(nn.Module):
         rank: of the projections to D1 and D2.
         time_steps: D1 of the untrained model is log-uniform between these.
         variate_steps: likewise D2.
+        coupling_start: deviation of the untrained `A_cross`; 0 starts uncoupled.
     """
 
     def __init__(
@@ -171,6 +172,7 @@ class GridSSM(nn.Module):
         rank: int = 2,
         time_steps: Steps = (1e-2, 1.0),
         variate_steps: Steps = (1e-2, 1.0),
+        coupling_start: float = 0.0,
     ) -> None:
         super().__init__()
         at_least_one(channels=channels, states=states, rank=rank)
@@ -193,7 +195,7 @@ class GridSSM(nn.Module):
             raise ValueError("order_free needs structure=diagonal; got 'companion'")
         self.channels, self.states, self.selective, self.mode, self.rho = channels, states, selective, mode, rho
         self.structure, self.coupling, self.scan, self.order_free = structure, coupling, scan, order_free
-        self.time_steps, self.variate_steps = time_steps, variate_steps
+        self.time_steps, self.variate_steps, self.coupling_start = time_steps, variate_steps, coupling_start
         self._make_parameters(rank)
         self.reset_parameters()
 
@@ -217,11 +219,11 @@ class GridSSM(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Uncoupled (but for `zoh_per_matrix`, which cannot be), time constants 1 to 1/N of a step, skip 1."""
+        """Uncoupled unless asked (or `zoh_per_matrix`, which cannot be), A1 and A4 = -1 to -N, skip 1."""
         self.A_log.copy_(torch.arange(1, self.states + 1).log()[:, None].expand_as(self.A_log))
         nn.init.ones_(self.skip)
         if self.coupling != "none":
-            nn.init.zeros_(self.A_cross)
+            nn.init.normal_(self.A_cross, std=self.coupling_start)
         if self.structure == "companion":
             nn.init.zeros_(self.column)
         for bias, (low, high) in zip(self.step_bias, (self.time_steps, self.variate_steps), strict=True):
@@ -356,6 +358,14 @@ class VariatesSSM(nn.Module):
         given = state or (None,) * len(self.directions)
         results = [ssm(turned(x, i), s) for i, (ssm, s) in enumerate(zip(self.directions, given, strict=True))]
         return sum_of([turned(y, i) for i, (y, _) in enumerate(results)]), tuple(last for _, last in results)
+
+    def last_states(self, x: Tensor) -> Tensor:
+        """h1 and h2 of every direction in the last column, (batch, variate, direction * 2 * state * channel)."""
+        found = []
+        for i, ssm in enumerate(self.directions):
+            h1, h2, _ = ssm.run(turned(x, i))  # type: ignore[operator]
+            found.append(turned(torch.cat([h1[:, :, -1], h2[:, :, -1]], -1), i))
+        return torch.cat(found, -1)
 
     def energies(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Mean squares of h1 and h2 in every cell, (batch, variate, column) each, summed over the directions."""
