@@ -91,6 +91,19 @@ def test_scores_are_those_of_the_rows(long_frame: Maker, learned: Maker, tmp_pat
     np.testing.assert_allclose(rows["last_value"], last.loc[list(zip(rows["unique_id"], rows["cutoff"], strict=True))])
 
 
+def test_the_ends_that_are_scored_are_those_that_are_forecast(
+    long_frame: Maker, learned: Maker, tmp_path: Path
+) -> None:
+    frame = long_frame(ROWS)
+    model = learned(frame, "arnet-quantiles")
+    rows = rows_of(model, frame, tmp_path, rolling=False, levels=(80.0, 90.0), origins=1)
+    made = forecast_table(Forecasting(model, levels=(80.0, 90.0)), frame[frame["ds"] <= rows["cutoff"][0]]).frame
+    joined = rows.merge(made, on=["unique_id", "ds"], suffixes=("", " single"))
+    assert len(joined) == 12
+    for name in ("ARNet", "ARNet-lo-80", "ARNet-hi-80", "ARNet-lo-90", "ARNet-hi-90"):
+        np.testing.assert_allclose(joined[name], joined[f"{name} single"], rtol=1e-6, atol=1e-6)
+
+
 def test_rolling_intervals_learn_from_what_came(long_frame: Maker, learned: Maker, tmp_path: Path) -> None:
     frame = long_frame(300)
     late = frame.groupby("unique_id").cumcount() >= 240

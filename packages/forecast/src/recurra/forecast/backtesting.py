@@ -3,14 +3,16 @@
 import csv
 import json
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from torch import Tensor
 
 from recurra.core.device import choose_device
 from recurra.core.errors import Interrupted, UserError
@@ -23,7 +25,7 @@ from recurra.forecast.data.prepared import Prepared, prepare, shared_starts
 from recurra.forecast.data.tables import open_panel
 from recurra.forecast.data.windows import Windows, blocks_of
 from recurra.forecast.evaluation import NAIVE, mase_scale, seed_folders
-from recurra.forecast.inference import forecast_batch, load_checkpoint
+from recurra.forecast.inference import load_checkpoint
 from recurra.forecast.intervals import RollingConformal, interval_columns, parse_levels
 from recurra.forecast.methods import Batch, Method, Views, baselines, check_baselines, network
 from recurra.forecast.metrics import Scorer, ratios
@@ -285,10 +287,11 @@ class _Run:
             history = before(self.prepared.panel, origin)
             fresh = refitted(self.how, name, model, history)
             self.models[name] = fresh
-            method.solve = self._solution(fresh, history)
+            windows = self._windows_of(fresh, history)
+            method.use(fresh, partial(_tensors, windows), by_window=windows.by_window)
 
-    def _solution(self, model: Forecaster, history: Panel) -> Callable[[Batch], Array]:
-        """How a model that was trained on these rows forecasts the windows: on the scale that it learned of them."""
+    def _windows_of(self, model: Forecaster, history: Panel) -> Windows:
+        """The windows on the scale that a model learned of these rows, and its covariates as it learned them."""
         panel, context = self.prepared.panel, Context.of(model)
         rows = {series.id: 0 for series in panel.series} | {series.id: len(series) for series in history.series}
         blocks = blocks_of(panel, model, context.scaling(panel, rows), context.opened_encoder())
@@ -296,13 +299,7 @@ class _Run:
             number: self.windows.origin[self.windows.block == number]
             for number in np.unique(self.windows.block).tolist()
         }
-        windows = Prepared(panel, context, blocks, {}, None).at(origins, model)
-
-        def solve(batch: Batch) -> Array:
-            made = windows.__getitems__(batch.indices.tolist())
-            return forecast_batch(model, made, batch.target.shape[1], by_window=context.by_window).point
-
-        return solve
+        return Prepared(panel, context, blocks, {}, None).at(origins, model)
 
     def _header(self) -> list[str]:
         id_name, time_name = self.prepared.panel.names
@@ -429,6 +426,11 @@ class _Run:
             "name": block.name,
             "title": f"{main} from {len(origins)} origins",
         }
+
+
+def _tensors(windows: Windows, batch: Batch) -> dict[str, Tensor]:
+    """The same windows as those of a batch, out of others."""
+    return windows.__getitems__(batch.indices.tolist())
 
 
 def _flat(values: Array) -> Array:

@@ -219,8 +219,8 @@ class _Scoring:
                 advance(len(batch.target))
 
     def _add(self, method: Method, batch: Batch, point: Array) -> None:
-        levels = (*_GRID, *self.levels)
-        lower, upper = method.ends(batch, point, levels)
+        grids = (method.ends(batch, point, _GRID, residuals=True), method.ends(batch, point, self.levels))
+        lower, upper = (np.concatenate(pair, -1) for pair in zip(*grids, strict=True))
         center, scale = (batch.center, batch.scale) if self.standardised else (0.0, 1.0)
         center, scale = (np.broadcast_to(one, batch.center.shape)[:, None] for one in (center, scale))
         last = _last(batch.history)

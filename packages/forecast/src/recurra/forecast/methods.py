@@ -14,6 +14,7 @@ from recurra.forecast.data.prepared import Prepared
 from recurra.forecast.data.scaler import Scaler
 from recurra.forecast.data.windows import Windows
 from recurra.forecast.inference import Widths, by_channel, forecast_batch
+from recurra.forecast.intervals import quantile_levels
 from recurra.forecast.models.forecaster import Forecaster
 from recurra.forecast.zero_shot import ZERO_SHOT
 
@@ -133,6 +134,8 @@ class Method:
         seconds: spent in it.
         fitted: the baseline, if it is one.
         widths: of intervals, from its residuals on validation rows; None before `calibrate`.
+        heads: levels that a network's own quantiles are the ends of, and their places among these.
+        quantiles: (batch, step, variate, quantile) of the last batch.
     """
 
     name: str
@@ -140,6 +143,8 @@ class Method:
     seconds: float = 0.0
     fitted: Baseline | None = field(default=None, repr=False)
     widths: Widths | None = field(default=None, repr=False)
+    heads: dict[float, tuple[int, int]] = field(default_factory=dict)
+    quantiles: Array | None = field(default=None, repr=False)
 
     def __call__(self, batch: Batch) -> Array:
         """The forecasts."""
@@ -167,11 +172,36 @@ class Method:
         self.widths = Widths(residuals)
         return residuals
 
-    def ends(self, batch: Batch, point: Array, levels: Sequence[float]) -> tuple[Array, Array]:
-        """Lower and upper ends (batch, step, variate, level)."""
+    def ends(
+        self, batch: Batch, point: Array, levels: Sequence[float], *, residuals: bool = False
+    ) -> tuple[Array, Array]:
+        """Lower and upper ends (batch, step, variate, level), as `forecast` gives them; or of `residuals` alone."""
         assert self.widths is not None
         half = self.widths.of(levels, batch.ids) * batch.scale[:, None, :, None]
-        return point[..., None] - half, point[..., None] + half
+        lower, upper = point[..., None] - half, point[..., None] + half
+        if self.quantiles is not None and not residuals:
+            for at, level in enumerate(levels):
+                if level in self.heads:
+                    below, above = self.heads[level]
+                    lower[..., at], upper[..., at] = self.quantiles[..., below], self.quantiles[..., above]
+        return lower, upper
+
+    def use(self, model: Forecaster, tensors: Callable[[Batch], Mapping[str, Tensor]], *, by_window: bool) -> "Method":
+        """Forecast with this network from now on.
+
+        Args:
+            model: the network.
+            tensors: its inputs.
+            by_window: see `forecast_batch`.
+        """
+
+        def solve(batch: Batch) -> Array:
+            made = forecast_batch(model, tensors(batch), batch.target.shape[1], by_window=by_window)
+            self.quantiles = made.quantiles
+            return made.point
+
+        self.solve, self.heads = solve, quantile_levels(model.quantiles)
+        return self
 
 
 def _each(windows: Windows, most: int) -> NDArray[np.int64]:
@@ -185,9 +215,11 @@ def _each(windows: Windows, most: int) -> NDArray[np.int64]:
 
 def network(name: str, model: Forecaster, *, by_window: bool) -> Method:
     """The method of a network."""
-    return Method(
-        name, lambda batch: forecast_batch(model, batch.tensors, batch.target.shape[1], by_window=by_window).point
-    )
+    return Method(name, _unset).use(model, lambda batch: batch.tensors, by_window=by_window)
+
+
+def _unset(batch: Batch) -> Array:
+    raise AssertionError("a network's method has no network yet")
 
 
 def check_baselines(names: Sequence[str]) -> None:

@@ -173,8 +173,7 @@ class Windows(EpochDataset):
     def _places(self, origins: Origins) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Block and row of every window that can be used."""
         missing = np.isnan(self.values)
-        gaps = np.concatenate([[0], np.cumsum(missing.any(1))])
-        known = np.concatenate([[0], np.cumsum(~missing.all(1))])
+        gaps, known = _counted(missing.any(1)), _counted(~missing.all(1))
         found, self.left_out = [], 0
         for number, rows in sorted(origins.items()):
             first = self.starts[number]
@@ -298,6 +297,13 @@ class Windows(EpochDataset):
         block, origin = self.blocks[int(batch["block"][0])], int(batch["origin"][0])
         stamp = block.stamps[min(origin, len(block.stamps) - 1)]
         return f"{block.name}, forecast from {stamp}, and {len(batch['block']) - 1} other windows"
+
+
+def _counted(flags: Any) -> NDArray[np.int32]:
+    """How many are set before each place, and in all; in half of the memory of numpy's own integers."""
+    counts = np.zeros(len(flags) + 1, np.int32)
+    np.cumsum(flags, out=counts[1:])
+    return counts
 
 
 def _apart(values: Tensor, variables: int) -> Tensor:
