@@ -2,8 +2,9 @@
 
 import csv
 import json
+import re
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TextIO
@@ -20,7 +21,7 @@ from recurra.forecast.data.context import Context
 from recurra.forecast.data.panel import Panel
 from recurra.forecast.data.prepared import Prepared, prepare, shared_starts
 from recurra.forecast.data.tables import open_panel
-from recurra.forecast.data.windows import Windows
+from recurra.forecast.data.windows import Windows, blocks_of
 from recurra.forecast.evaluation import NAIVE, mase_scale, seed_folders
 from recurra.forecast.inference import load_checkpoint
 from recurra.forecast.intervals import RollingConformal, interval_columns, parse_levels
@@ -122,8 +123,9 @@ def run_backtest(how: Backtesting, data: Any, out: Path, *, overwrite: bool) -> 
     options = {**context.options, **({} if how.fill is None else {"fill": how.fill})}
     panel = open_panel(data, **options)
     prepared = prepare(panel, first, context)
-    windows = _windows(how, prepared, first)
+    windows, notes = _windows(how, prepared, first)
     run = _Run(how, prepared, windows, models, how.season or context.season)
+    run.notes += notes
     out.mkdir(parents=True, exist_ok=True)
     with writing(out / ROWS) as part, part.open("w", newline="", encoding="utf-8") as stream:
         run.write(stream)
@@ -154,29 +156,47 @@ def _recipe_of(checkpoint: Any) -> Path | None:
     return path if path.is_file() else None
 
 
-def _windows(how: Backtesting, prepared: Prepared, model: Forecaster) -> Windows:
-    """Every origin after the rows that the model was trained and chosen on, or those that were asked for."""
+def _windows(how: Backtesting, prepared: Prepared, model: Forecaster) -> tuple[Windows, list[str]]:
+    """Every origin after the rows that the model was trained and chosen on, or those asked for; notes for the user."""
     horizon, window = model.horizon, model.window
-    origins = {}
+    origins, seen, used = {}, 0, set()
     for number, block in enumerate(prepared.blocks):
         last = len(block.values) - horizon
+        stop = max(prepared.borders[part][number][1] for part in ("train", "val"))
         if how.cutoffs:
-            rows = np.array(sorted({_after(block.stamps, cutoff, prepared.panel) for cutoff in how.cutoffs}), np.int64)
+            after = {_after(block.stamps, cutoff): cutoff for cutoff in how.cutoffs}
+            rows = np.array(sorted(after), np.int64)
         else:
-            stop = max(prepared.borders[part][number][1] for part in ("train", "val"))
             rows = np.arange(max(stop, window), last + 1, how.stride or 1, dtype=np.int64)
         rows = rows[(rows >= window) & (rows <= last)]
         origins[number] = rows[-how.origins :] if how.origins else rows
+        if how.cutoffs:
+            used |= {after[row] for row in rows.tolist()}
+            seen += int((rows < stop).sum())
     windows = prepared.at(origins, model)
     if not len(windows):
         raise UserError(
-            f"{prepared.panel.source}: no origin has {window} rows before and {horizon} after it that the model was not "
-            "trained on; give a longer table or other --cutoff"
+            f"{prepared.panel.source}: no origin has {window} rows before and {horizon} after it"
+            + (
+                _ends(prepared)
+                if how.cutoffs
+                else " that the model was not trained on; give a longer table or --cutoff"
+            )
         )
-    return windows
+    notes = []
+    if how.cutoffs and (lost := [cutoff for cutoff in how.cutoffs if cutoff not in used]):
+        notes.append(f"cutoff {', '.join(lost)}: without {window} rows before and {horizon} after it; not scored")
+    if seen:
+        notes.append(f"{seen} windows forecast values that the model was trained or chosen on: their scores flatter it")
+    return windows, notes
 
 
-def _after(stamps: pd.Index, cutoff: str, panel: Panel) -> int:
+def _ends(prepared: Prepared) -> str:
+    first, last = (pick(block.stamps[at] for block in prepared.blocks) for pick, at in ((min, 0), (max, -1)))
+    return f"; the table reaches from {first} to {last}: give another --cutoff"
+
+
+def _after(stamps: pd.Index, cutoff: str) -> int:
     """Row of the first stamp after a cutoff."""
     try:
         if isinstance(stamps, pd.DatetimeIndex):
@@ -184,11 +204,11 @@ def _after(stamps: pd.Index, cutoff: str, panel: Panel) -> int:
             at = at.tz_localize(stamps.tz) if stamps.tz is not None and at.tz is None else at
         else:
             at = int(cutoff)
+        if pd.isna(at):
+            raise ValueError("it is no time")
+        return int(stamps.searchsorted(at, side="right"))
     except (ValueError, TypeError) as error:
         raise UserError(f"--cutoff {cutoff!r} is no stamp such as {stamps[-1]}") from error
-    if at >= stamps[-1]:
-        raise UserError(f"--cutoff {cutoff}: {panel.source} ends at {stamps[-1]}, nothing after it could be scored")
-    return int(stamps.searchsorted(at, side="right"))
 
 
 class _Run:
@@ -279,9 +299,13 @@ class _Run:
         if number % self.how.refit or not number:
             return
         for method, (name, model) in zip(self.networks, list(self.models.items()), strict=True):
-            fresh = refitted(self.how, name, model, self.prepared, origin, self.starts)
+            fresh = refitted(self.how, name, model, self.prepared, origin)
             self.models[name] = fresh
             method.solve = network(name, fresh, by_window=self.prepared.context.by_window).solve
+        # All of them know the same rows: one scaling, and one encoding of covariates, serves them.
+        prepared = known_before(self.prepared, next(iter(self.models.values())), origin)
+        rows = {number: self.windows.origin[self.windows.block == number] for number in range(len(prepared.blocks))}
+        self.windows = prepared.at(rows, next(iter(self.models.values())))
 
     def _header(self) -> list[str]:
         id_name, time_name = self.prepared.panel.names
@@ -413,36 +437,61 @@ def _flat(values: Array) -> Array:
     return np.moveaxis(values, 2, 1).reshape(-1)
 
 
-def refitted(
-    how: Backtesting, name: str, model: Forecaster, prepared: Prepared, origin: int, starts: NDArray[np.int64]
-) -> Forecaster:
+def refitted(how: Backtesting, name: str, model: Forecaster, prepared: Prepared, origin: int) -> Forecaster:
     """The model trained anew by its recipe on the rows before an origin: no later one is seen."""
     from recurra.forecast.training import train
 
     recipe = _recipe_of(how.checkpoint)
     assert recipe is not None
-    frame = history_frame(prepared, origin, starts)
+    frame = history_frame(prepared, origin)
     changes = ["data.fractions=[0.85,0.15,0.0]", "data.split=fractions", f"train.device={how.device}"]
-    if name.endswith(tuple(f"seed-{digit}" for digit in range(10))):
-        changes.append(f"train.seed={name.rpartition('-')[2]}")
+    if model.layout == "series":
+        changes.append("data.skip_short=true")  # a series that has just begun is forecast by what the others teach
+    seed = re.search(r"seed-(\d+)$", name)
+    if seed:
+        changes.append(f"train.seed={seed[1]}")
     with tempfile.TemporaryDirectory(prefix="recurra-refit-") as folder:
         report = train(recipe, changes, frame=frame, out=Path(folder) / "run", quiet=True)
-        return load_checkpoint(report.folder).eval()
+        return load_checkpoint(report.folder).to(choose_device(how.device)).eval()
 
 
-def history_frame(prepared: Prepared, origin: int, starts: NDArray[np.int64]) -> pd.DataFrame:
-    """The rows of all series before an origin, long, in the words of the panel."""
-    id_name, time_name = prepared.panel.names
+def known_before(prepared: Prepared, model: Forecaster, origin: int) -> Prepared:
+    """The table on the scale of a model that was trained on the rows before an origin."""
+    panel, context = prepared.panel, Context.of(model)
+    if model.layout != "series" and context.places(panel) != list(range(len(panel.series))):
+        raise UserError(f"{panel.source}: --refit needs the series that the checkpoint was trained on, and no others")
+    until = {series.id: rows for series, rows in zip(panel.series, _rows_before(panel, origin), strict=True)}
+    blocks = blocks_of(panel, model, context.scaling(panel, until), context.opened_encoder())
+    return replace(prepared, context=context, blocks=blocks)
+
+
+def _rows_before(panel: Panel, origin: int) -> list[int]:
+    """Of each series, how many rows lie before an origin on the time axis that all share."""
+    first = min(series.stamps[0] for series in panel.series)
+    begins = [int(panel.frequency.steps(series.stamps[:1], first)[0]) for series in panel.series]
+    return [min(max(0, origin - begin), len(series)) for begin, series in zip(begins, panel.series, strict=True)]
+
+
+def history_frame(prepared: Prepared, origin: int) -> pd.DataFrame:
+    """The rows of all series before an origin, in the form and the words of the table."""
+    panel = prepared.panel
+    id_name, time_name = panel.names
     pieces = []
-    first = min(series.stamps[0] for series in prepared.panel.series)
-    for series in prepared.panel.series:
-        begin = int(prepared.panel.frequency.steps(series.stamps[:1], first)[0])
-        rows = max(0, origin - begin)
-        piece = pd.DataFrame({id_name: [series.id] * min(rows, len(series)), time_name: series.stamps[:rows]})
-        for at, variable in enumerate(prepared.panel.variables):
-            piece[variable] = series.seen(0, min(rows, len(series)))[:, at]
-        pieces.append(piece)
-    return pd.concat(pieces, ignore_index=True)
+    for series, rows in zip(panel.series, _rows_before(panel, origin), strict=True):
+        piece = pd.DataFrame({time_name: series.stamps[:rows]})
+        values = series.seen(0, rows)
+        for at, name in enumerate((series.id,) if panel.wide else panel.variables):
+            piece[name] = values[:, at]
+        if not panel.wide:
+            piece.insert(0, id_name, [series.id] * rows)
+        if not pieces or not panel.wide:
+            for name in (*panel.past, *panel.future):
+                assert series.covariates is not None
+                piece[name] = series.covariates[name].array[:rows]
+            for name, value in series.static.items():
+                piece[name] = [value] * rows
+        pieces.append(piece.drop(columns=time_name) if panel.wide and pieces else piece)
+    return pd.concat(pieces, axis=1) if panel.wide else pd.concat(pieces, ignore_index=True)
 
 
 def _trading(how: Backtesting, run: _Run, data: Any, context: Context) -> pd.DataFrame:

@@ -155,7 +155,7 @@ class Widths:
 
     def of(self, levels: Sequence[float], channel: NDArray[np.int64]) -> Array:
         """(batch, step, variate, level) for channels (batch, variate), -1 for a series without one."""
-        pooled = np.moveaxis(self.all.half_widths(levels), 0, -1)[:, 0]  # (step, level)
+        pooled = np.moveaxis(self.all.half_widths(levels), 0, -1)[:, 0].astype(np.float64)  # (step, level)
         if self.channels == 1:
             return np.broadcast_to(
                 pooled[None, :, None], (channel.shape[0], len(pooled), channel.shape[1], len(levels))

@@ -75,7 +75,9 @@ class Forecaster(Pretrained, ABC):
             ValueError: a shape does not fit.
         """
 
-    def forecast(self, data: Any, horizon: int | None = None, *, levels: Sequence[float] = (), **options: Any) -> Any:
+    def forecast(
+        self, data: Any, horizon: int | None = None, *, levels: Sequence[float | int | str] = (), **options: Any
+    ) -> Any:
         """A data frame of the forecasts after the last row of each series, in original units.
 
         Args:
@@ -91,8 +93,9 @@ class Forecaster(Pretrained, ABC):
             UserError: the data are not of the kind that the model knows, or too short.
         """
         from recurra.forecast.forecasting import Forecasting, forecast_table
+        from recurra.forecast.intervals import parse_levels
 
-        return forecast_table(Forecasting(self, horizon, tuple(levels), **options), data).frame
+        return forecast_table(Forecasting(self, horizon, parse_levels(levels), **options), data).frame
 
     def penalty(self, progress: float) -> Tensor | None:
         """What is added to the training loss, when this share of the training is done; nothing by default."""
