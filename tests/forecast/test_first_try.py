@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from recurra.core.errors import UserError
-from recurra.forecast import backtest, fit
+from recurra.forecast import backtest, evaluate, fit, forecast
 from recurra.forecast.evaluation import _compared
 
 SMALL = ("model.window=12", "model.horizon=3", "data.split=fractions", "train.epochs=1")
@@ -128,3 +128,36 @@ def test_recent_rows_need_not_show_the_step() -> None:
 def test_nothing_is_learnt_from_constants() -> None:
     with pytest.raises(UserError, match="constant"):
         fit(hourly().assign(y=1.0), "linear", SMALL)
+
+
+def test_a_covariate_filled_from_later_rows_is_not_foreseen(tmp_path: Path) -> None:
+    frame = hourly(160).assign(x=np.random.default_rng(1).normal(size=160))
+    frame.loc[120:129, "x"] = np.nan
+    own = ["model.window=6", "model.horizon=3", "data.past=[x]", "data.fill=linear", "train.epochs=1"]
+    model = fit(frame, "arnet", own)
+    origins = []
+    for later in (0.0, 99.0):
+        frame.loc[130, "x"] = later
+        frame.to_csv(tmp_path / "a.csv", index=False)
+        cutoffs = (str(frame.ds[124]), str(frame.ds[140]))
+        backtest(model, tmp_path / "a.csv", tmp_path / "o", cutoff=cutoffs, baselines=(), quiet=True, overwrite=True)
+        origins.append(pd.read_csv(tmp_path / "o" / "backtest.csv").set_index("cutoff")["ARNet"])
+    assert str(frame.ds[124]) not in origins[0].index  # nobody knew that window's covariate then
+    pd.testing.assert_series_equal(*origins)
+
+
+def test_scores_of_rows_that_were_learnt_are_told(tmp_path: Path) -> None:
+    hourly().to_csv(tmp_path / "a.csv", index=False)
+    model = fit(hourly(), "linear", [*SMALL, "data.fractions=[0.9,0.05,0.05]"])
+    told = evaluate(model, [tmp_path / "a.csv"], protocol="tslib", levels=(), quiet=True).notes
+    assert any("where the training rows of these series end" in note for note in told)
+    told = evaluate(fit(hourly(), "linear", SMALL), [tmp_path / "a.csv"], levels=[80], quiet=True).notes
+    assert not any("training rows" in note for note in told)
+
+
+def test_forecasts_alone_are_nothing_to_score(tmp_path: Path) -> None:
+    hourly().to_csv(tmp_path / "a.csv", index=False)
+    model = fit(hourly(), "linear", SMALL)
+    forecast(model, [tmp_path / "a.csv"], tmp_path / "out", preview=False, quiet=True)
+    with pytest.raises(UserError, match="nothing to score"):
+        evaluate(model, [tmp_path / "out" / "a.csv"], quiet=True)

@@ -46,7 +46,7 @@ class Backtesting:
     cutoffs: tuple[str, ...] = ()
     refit: int = 0
     baselines: tuple[str, ...] = ()
-    levels: tuple[str | float, ...] = ("80", "95")
+    levels: tuple[str | float | int, ...] = ("80", "95")
     rolling: bool = True
     season: int | None = None
     trading: bool = False
@@ -488,6 +488,8 @@ def history_frame(prepared: Prepared, origin: int) -> pd.DataFrame:
             for name in (*panel.past, *panel.future):
                 assert series.covariates is not None
                 piece[name] = series.covariates[name].array[:rows]
+                if name in panel.past and series.covariate_needs is not None:
+                    piece.loc[series.covariate_needs[:rows] >= rows, name] = None
             for name, value in series.static.items():
                 piece[name] = [value] * rows
         pieces.append(piece.drop(columns=time_name) if panel.wide and pieces else piece)
