@@ -48,7 +48,7 @@ class Backtesting:
     cutoffs: tuple[str, ...] = ()
     refit: int = 0
     baselines: tuple[str, ...] = ()
-    levels: tuple[str | float, ...] = ("80", "95")
+    levels: tuple[str | float | int, ...] = ("80", "95")
     rolling: bool = True
     season: int | None = None
     trading: bool = False
@@ -126,9 +126,10 @@ def run_backtest(how: Backtesting, data: Any, out: Path, *, overwrite: bool) -> 
     options = {**context.options, **({} if how.fill is None else {"fill": how.fill})}
     panel = open_panel(data, **options)
     prepared = prepare(panel, first, context)
-    windows = _windows(how, prepared, first)
+    windows, notes = _windows(how, prepared, first)
     openings = _openings(how, prepared, windows, data) if how.trading else None
     run = _Run(how, prepared, windows, models, how.season or context.season)
+    run.notes += notes
     out.mkdir(parents=True, exist_ok=True)
     with writing(out / ROWS) as part, part.open("w", newline="", encoding="utf-8") as stream:
         run.write(stream)
@@ -159,29 +160,47 @@ def _recipe_of(checkpoint: Any) -> Path | None:
     return path if path.is_file() else None
 
 
-def _windows(how: Backtesting, prepared: Prepared, model: Forecaster) -> Windows:
-    """Every origin after the rows that the model was trained and chosen on, or those that were asked for."""
+def _windows(how: Backtesting, prepared: Prepared, model: Forecaster) -> tuple[Windows, list[str]]:
+    """Every origin after the rows that the model was trained and chosen on, or those asked for; notes for the user."""
     horizon, window = model.horizon, model.window
-    origins = {}
+    origins, seen, used = {}, 0, set()
     for number, block in enumerate(prepared.blocks):
         last = len(block.values) - horizon
+        stop = max(prepared.borders[part][number][1] for part in ("train", "val"))
         if how.cutoffs:
-            rows = np.array(sorted({_after(block.stamps, cutoff, prepared.panel) for cutoff in how.cutoffs}), np.int64)
+            after = {_after(block.stamps, cutoff): cutoff for cutoff in how.cutoffs}
+            rows = np.array(sorted(after), np.int64)
         else:
-            stop = max(prepared.borders[part][number][1] for part in ("train", "val"))
             rows = np.arange(max(stop, window), last + 1, how.stride or 1, dtype=np.int64)
         rows = rows[(rows >= window) & (rows <= last)]
         origins[number] = rows[-how.origins :] if how.origins else rows
+        if how.cutoffs:
+            used |= {after[row] for row in rows.tolist()}
+            seen += int((rows < stop).sum())
     windows = prepared.at(origins, model)
     if not len(windows):
         raise UserError(
-            f"{prepared.panel.source}: no origin has {window} rows before and {horizon} after it that the model "
-            "was not trained on; give a longer table or other --cutoff"
+            f"{prepared.panel.source}: no origin has {window} rows before and {horizon} after it"
+            + (
+                _ends(prepared)
+                if how.cutoffs
+                else " that the model was not trained on; give a longer table or --cutoff"
+            )
         )
-    return windows
+    notes = []
+    if how.cutoffs and (lost := [cutoff for cutoff in how.cutoffs if cutoff not in used]):
+        notes.append(f"cutoff {', '.join(lost)}: without {window} rows before and {horizon} after it; not scored")
+    if seen:
+        notes.append(f"{seen} windows forecast values that the model was trained or chosen on: their scores flatter it")
+    return windows, notes
 
 
-def _after(stamps: pd.Index, cutoff: str, panel: Panel) -> int:
+def _ends(prepared: Prepared) -> str:
+    first, last = (pick(block.stamps[at] for block in prepared.blocks) for pick, at in ((min, 0), (max, -1)))
+    return f"; the table reaches from {first} to {last}: give another --cutoff"
+
+
+def _after(stamps: pd.Index, cutoff: str) -> int:
     """Row of the first stamp after a cutoff."""
     try:
         if isinstance(stamps, pd.DatetimeIndex):
@@ -189,11 +208,11 @@ def _after(stamps: pd.Index, cutoff: str, panel: Panel) -> int:
             at = at.tz_localize(stamps.tz) if stamps.tz is not None and at.tz is None else at
         else:
             at = int(cutoff)
+        if pd.isna(at):
+            raise ValueError("it is no time")
+        return int(stamps.searchsorted(at, side="right"))
     except (ValueError, TypeError) as error:
         raise UserError(f"--cutoff {cutoff!r} is no stamp such as {stamps[-1]}") from error
-    if at >= stamps[-1]:
-        raise UserError(f"--cutoff {cutoff}: {panel.source} ends at {stamps[-1]}, nothing after it could be scored")
-    return int(stamps.searchsorted(at, side="right"))
 
 
 class _Run:
@@ -462,7 +481,9 @@ def before(panel: Panel, origin: int) -> Panel:
         begin = int(panel.frequency.steps(series.stamps[:1], first)[0])
         rows = min(max(0, origin - begin), len(series))
         needs = None if series.needs is None else np.where(series.needs[:rows] < rows, series.needs[:rows], -1)
-        covariates = None if series.covariates is None else series.covariates.iloc[:rows]
+        covariates = None if series.covariates is None else series.covariates.iloc[:rows].copy()
+        if covariates is not None and series.covariate_needs is not None:
+            covariates.loc[series.covariate_needs[:rows] >= rows, list(panel.past)] = None
         piece = Series(series.id, series.stamps[:rows], series.seen(0, rows), covariates, series.static, needs)
         pieces.append(piece)
         none |= set() if rows else {series.id}

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
 from recurra.core.device import choose_device
@@ -51,7 +52,7 @@ class Evaluation:
     protocol: str | None = None
     split: Part = "test"
     baselines: tuple[str, ...] = ()
-    levels: tuple[str | float, ...] = ("80", "95")
+    levels: tuple[str | float | int, ...] = ("80", "95")
     season: int | None = None
     standardised: bool = False
     fill: str | None = None
@@ -96,6 +97,8 @@ def evaluate_files(how: Evaluation, data: Inputs, *, out: Path | None, command: 
 
         return evaluate_regenn(models, data, out=out, overwrite=runs.overwrite)
     files = [path for path in find_inputs(data, SUFFIXES, leave_out=[out] if out else []) if not is_forecast(path)]
+    if not files:
+        raise UserError("nothing to score: the files given are forecasts of earlier runs")
     if out is not None:
         guard_inputs([out / name for name in _OUTPUTS], files)
     first = next(iter(models.values()))
@@ -306,6 +309,13 @@ class _Scoring:
         notes = [f"{self.count} of {len(self.windows)} windows scored"]
         if self.windows.left_out:
             notes.append(f"{self.windows.left_out} windows have a missing value in their past, and are left out")
+        if self.how.split == "test" and (learnt := self._learnt()):
+            notes.append(
+                f"{learnt} windows forecast values of before {self.views.prepared.context.trained_until}, where the "
+                "training rows of these series end: their scores flatter the model"
+            )
+        if self.how.split == "val":
+            notes.append("intervals are made of the windows that are scored: their coverage flatters them")
         unscored = self.scorers[networks[0].name].unscored()
         notes += [f"{count} series cannot be scored by {name}" for name, count in unscored.items()]
         origins = np.concatenate(self.origins)
@@ -321,6 +331,22 @@ class _Scoring:
                 f"directional accuracy of {networks[0].name}: 95 % interval {interval[0]:.3f} to {interval[1]:.3f}"
             )
         return notes
+
+    def _learnt(self) -> int:
+        """How many windows begin before the end of the rows that the model was trained on."""
+        prepared, windows, count = self.views.prepared, self.windows, 0
+        places = prepared.context.places(prepared.panel)
+        for number, block in enumerate(prepared.blocks):
+            dated = isinstance(block.stamps, pd.DatetimeIndex)
+            text = prepared.context.trained_until
+            if all(places[one] < 0 for one in block.series) or not (dated or text.lstrip("-").isdecimal()):
+                continue
+            try:
+                known = int(block.stamps.searchsorted(pd.Timestamp(text) if dated else int(text), side="right"))
+            except (TypeError, ValueError):  # stamps of another kind: other data
+                continue
+            count += int((windows.origin[windows.block == number] < known).sum())
+        return count
 
     def _by_origin(self, name: str, origins: NDArray[np.int64]) -> Array:
         """Mean absolute error of all windows of an origin, in time's order."""

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -108,7 +109,7 @@ def forecast_table(how: Forecasting, data: Any) -> Forecast:
     model = load_checkpoint(how.checkpoint)
     model = model.to(choose_device(how.device)).eval()
     context = Context.of(model)
-    panel = open_panel(data, **{**context.options, **how.table}, future_frame=how.future_frame)
+    panel = _opened(how, context, data)
     context.check(panel, model)
     panel = context.ordered(panel, model).require(model.window, what=f"window {model.window}", skip=how.skip_short)
     steps = how.horizon or model.horizon
@@ -131,6 +132,27 @@ def forecast_table(how: Forecasting, data: Any) -> Forecast:
     made = _forecasts(model, prepared, steps, intervals, how.batch_size)
     frame, columns = _frame(how, panel, made, model, levels, steps)
     return Forecast(frame, panel, notes, columns, type(model).__name__)
+
+
+def _opened(how: Forecasting, context: Context, data: Any) -> Panel:
+    """The table; where its few rows show another step than the checkpoint's, with that one if it fits."""
+    options = {**context.options, **how.table, "future_frame": how.future_frame}
+    wrong: UserError | None = None
+    panel: Panel | None = None
+    try:
+        panel = open_panel(data, **options)
+    except UserError as error:
+        wrong = error
+    alike = panel is not None and panel.frequency.alias == context.frequency
+    if not alike and "freq" not in options:  # five business days look like days, one row like nothing
+        with suppress(UserError):
+            known = open_panel(data, **options, freq=context.frequency)
+            if any(fact.what == "gaps" and fact.value == "none" for fact in known.facts):
+                return known
+    if wrong is not None:
+        raise wrong
+    assert panel is not None
+    return panel
 
 
 def _forecasts(

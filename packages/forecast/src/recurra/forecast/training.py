@@ -1,6 +1,7 @@
 """Trains a forecaster from a recipe, on tables of series."""
 
 import inspect
+import json
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -158,6 +159,7 @@ def make_task(build: Build, settings: ForecastSettings, frame: Any = None) -> tu
     """
     source = _source(build, frame)
     panel = frame if isinstance(frame, Panel) else source.open()
+    panel.check_varies()
     model = _sized(build, panel, 0)
     check_covariates(panel, model)
     what = f"window {model.window} + horizon {model.horizon}"
@@ -262,8 +264,14 @@ def train_seeds(recipe: str | Path, overrides: Sequence[str], seeds: int, **opti
 
 def fit_frame(data: Any, recipe: str | Path, overrides: Sequence[str], **options: Any) -> Forecaster:
     """The model of a recipe, trained on a data frame or a table's path; it is in memory alone unless `out` is given."""
-    given = [*overrides, f"data.csv={data}"] if isinstance(data, str | Path) else list(overrides)
-    frame = None if isinstance(data, str | Path) else data
+    given, frame = list(overrides), data
+    if isinstance(data, str | Path):
+        tiny = bool(options.get("tiny", False))
+        resolved = load_recipe(recipe, given, tiny=tiny, package="recurra.forecast", sections=SECTIONS)
+        if resolved.section("data").get("name") == "Table":  # the run's recipe names what it was trained on
+            given, frame = [*given, f"data.csv={json.dumps(str(data))}"], None
+        else:
+            frame = Path(data).expanduser()
     options = {"quiet": True, **options}
     with tempfile.TemporaryDirectory(prefix="recurra-fit-") as folder:
         out = options.pop("out", None) or Path(folder) / "run"

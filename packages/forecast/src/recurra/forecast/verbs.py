@@ -39,7 +39,9 @@ _FILES = "Tables (.csv, .parquet, .npz): a column a series, or long with ids; or
 
 Checkpoint = Annotated["str | Path | Forecaster", Option(_CHECKPOINT, kind=str, metavar="CHECKPOINT")]
 Files = Annotated[Inputs, Option(_FILES, kind=list[Path])]
-Levels = Annotated[Sequence[str], Option("Levels of the intervals in percent, comma-separated, or none.", listed=True)]
+Levels = Annotated[
+    Sequence[str | float | int], Option("Levels of the intervals in percent, comma-separated, or none.", listed=True)
+]
 Id = Annotated[str | None, Option("Column of ids. A table without one has a column a series.", ("--id",))]
 Time = Annotated[str | None, Option("Column of stamps.", ("--time",))]
 Targets = Annotated[Sequence[str], Option("Columns of values, comma-separated. Default: all numbers.", listed=True)]
@@ -389,7 +391,7 @@ def export(
     """
     from recurra.forecast.exporting import export as export_checkpoint
 
-    return export_checkpoint(checkpoint, out, format=format, levels=",".join(levels) or None, overwrite=overwrite)
+    return export_checkpoint(checkpoint, out, format=format, levels=",".join(map(str, levels)) or None, overwrite=overwrite)
 
 
 @verb

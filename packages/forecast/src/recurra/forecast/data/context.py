@@ -92,12 +92,10 @@ class Context:
             panel: the table.
             until: rows of each series that are known; by default all.
         """
-        known = {one: at for at, one in enumerate(self.ids)}
         kind, shift, scale = self.scaler["kind"], self.scaler["shift"], self.scaler["scale"]
         found = []
-        for series in panel.series:
-            at = known.get(plain_id(series.id))
-            if at is not None and at < len(shift):
+        for series, at in zip(panel.series, self.places(panel), strict=True):
+            if 0 <= at < len(shift):
                 found.append((np.asarray(shift[at], np.float64), np.asarray(scale[at], np.float64)))
             else:
                 rows = len(series) if until is None else until[series.id]
@@ -108,8 +106,22 @@ class Context:
 
     def unknown(self, panel: Panel) -> list[Hashable]:
         """Ids of a table that the training did not have."""
-        known = set(self.ids)
-        return [series.id for series in panel.series if plain_id(series.id) not in known]
+        return [series.id for series, at in zip(panel.series, self.places(panel), strict=True) if at < 0]
+
+    def places(self, panel: Panel) -> list[int]:
+        """Of each series of a table, its place among those of the training; -1 of one that the training did not have.
+
+        7, 7.0 and "7" are the same where the table has but one of them: files and frames keep ids in other types.
+        """
+        known = {one: at for at, one in enumerate(self.ids)}
+        text = {str(one): at for at, one in enumerate(self.ids)}
+        given = [plain_id(series.id) for series in panel.series]
+        exact = {known[one] for one in given if one in known}
+        places = []
+        for one in given:
+            at = known.get(one, text.get(str(one), -1))
+            places.append(at if one in known or at not in exact else -1)
+        return places
 
     def opened_encoder(self) -> Encoder | None:
         """The encoder of the covariates, if there are any."""
@@ -144,12 +156,12 @@ class Context:
             )
         if model.layout == "series":
             return
-        given = [plain_id(series.id) for series in panel.series]
-        lacking = [one for one in self.ids if one not in given]
+        places = self.places(panel)
+        lacking = [one for at, one in enumerate(self.ids) if at not in places]
         if lacking:
             more = f" and {len(lacking) - 1} more" if len(lacking) > 1 else ""
             raise UserError(f"{panel.source}: lacks the series {lacking[0]!r}{more} that {name} was trained on")
-        extra = [one for one in given if one not in self.ids]
+        extra = self.unknown(panel)
         if extra and model.layout == "variates":
             raise UserError(
                 f"{panel.source}: has the series {extra[0]!r}, which {name} was not trained on; it knows "
@@ -157,26 +169,27 @@ class Context:
             )
 
     def ordered(self, panel: Panel, model: Forecaster) -> Panel:
-        """The table with its series in the order that the weights know."""
+        """The table with its series in the order that the weights know, those they do not know after them."""
         if model.layout == "series":
             return panel
-        number = {plain_id(series.id): at for at, series in enumerate(panel.series)}
-        known = [number[one] for one in self.ids]
-        kept = [*known, *sorted(set(range(len(panel.series))) - set(known))]
-        if kept == list(range(len(panel.series))):
+        places = self.places(panel)
+        order = sorted(range(len(places)), key=lambda at: (places[at] < 0, places[at]))
+        if order == list(range(len(order))):
             return panel
-        place = {at: new for new, at in enumerate(kept)}
+        new = {at: place for place, at in enumerate(order)}
         return replace(
             panel,
-            series=[panel.series[at] for at in kept],
-            order=[place[at] for at in panel.order],
-            ids=None if panel.ids is None else panel.id_column(kept),
+            series=[panel.series[at] for at in order],
+            order=[new[at] for at in panel.order or range(len(order))],
+            ids=None if panel.ids is None else panel.id_column(order),
             table=None,
         )
 
 
 def plain_id(one: Hashable) -> int | str:
-    """An id as JSON has it: a whole number or a text."""
+    """An id as JSON has it: a whole number, as a float may be one, or a text."""
+    if isinstance(one, float | np.floating) and float(one).is_integer():
+        return int(one)
     whole = isinstance(one, int | np.integer) and not isinstance(one, bool | np.bool_)
     return int(one) if whole else str(one)  # type: ignore[call-overload]
 

@@ -72,10 +72,9 @@ class Prepared:
 
     def channels(self, model: Forecaster) -> NDArray[np.int64]:
         """(block, variate): channel of the model's residuals of each series and variable, -1 of one that has none."""
-        known = {one: at for at, one in enumerate(self.context.ids)}
         variables, kept = len(self.panel.variables), model.residuals.shape[2]
         width = self.blocks[0].values.shape[1]
-        ids = [known.get(plain_id(series.id), -1) for series in self.panel.series]
+        ids = self.context.places(self.panel)
         own = [one * variables + v if one >= 0 else -1 for one in ids for v in range(variables)]
         found = np.asarray(own, np.int64).reshape(len(self.blocks), width)
         if model.layout == "samples" and kept == variables:  # the residuals of all samples are kept together

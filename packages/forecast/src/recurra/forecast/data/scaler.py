@@ -84,5 +84,9 @@ def _fitted(kind: str, known: Array) -> tuple[float, float]:
         return low, high - low if high - low > 0 else 1.0
     mean = float(known.mean())
     # Rounding gives a constant column a deviation that is not quite 0.
-    deviation = float(known.std()) if high > low else 0.0
+    with np.errstate(over="ignore", under="ignore"):
+        deviation = float(known.std()) if high > low else 0.0
+    if high > low and not 0 < deviation < np.inf:  # the squares of huge and tiny values leave the range of a double
+        most = max(abs(low), abs(high))
+        mean, deviation = float((known / most).mean()) * most, float((known / most).std()) * most
     return (mean, deviation) if deviation > 0 else (low if high == low else mean, 1.0)

@@ -151,6 +151,7 @@ class Sample(Source):
         future: columns known ahead.
         static: columns with one value a series.
         categorical: those of them that are categories.
+        frame: a data frame, or a table's path, from Python; it takes the place of all that.
         options: those of `Source`.
     """
 
@@ -169,6 +170,7 @@ class Sample(Source):
         future: tuple[str, ...] = (),
         static: tuple[str, ...] = (),
         categorical: tuple[str, ...] = (),
+        frame: Any = None,
         split: str = "fractions",
         fractions: tuple[float, float, float] = (0.7, 0.15, 0.15),
         origins: int | None = None,
@@ -186,7 +188,7 @@ class Sample(Source):
             calibration=calibration,
             skip_short=skip_short,
         )
-        self.series = series
+        self.series, self.frame = series, frame
         self.generated = {"coefficients": coefficients, "length": length, "series": count, "noise": noise, "seed": seed}
         given = {
             "targets": targets,
@@ -200,6 +202,8 @@ class Sample(Source):
 
     def open(self) -> Panel:
         """The embedded series."""
+        if self.frame is not None:
+            return open_panel(self.frame, **self.options)
         if self.series != "autoregression":
             return sample_panel(self.series, **self.options)
         panel = open_panel(autoregression(**self.generated))  # type: ignore[arg-type]

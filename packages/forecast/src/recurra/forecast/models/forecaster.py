@@ -76,7 +76,9 @@ class Forecaster(Pretrained, ABC):
             ValueError: a shape does not fit.
         """
 
-    def forecast(self, data: Any, horizon: int | None = None, *, levels: Sequence[float] = (), **options: Any) -> Any:
+    def forecast(
+        self, data: Any, horizon: int | None = None, *, levels: Sequence[float | int | str] = (), **options: Any
+    ) -> Any:
         """A data frame of the forecasts after the last row of each series, in original units.
 
         Args:
@@ -93,7 +95,8 @@ class Forecaster(Pretrained, ABC):
         """
         # By name: what forecasts tables knows the models, and these know nothing of it.
         tables = import_module("recurra.forecast.forecasting")
-        return tables.forecast_table(tables.Forecasting(self, horizon, tuple(levels), **options), data).frame
+        how = tables.Forecasting(self, horizon, tables.parse_levels(levels), **options)
+        return tables.forecast_table(how, data).frame
 
     def penalty(self, progress: float) -> Tensor | None:
         """What is added to the training loss, when this share of the training is done; nothing by default."""
