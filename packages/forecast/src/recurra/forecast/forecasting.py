@@ -127,7 +127,9 @@ def forecast_table(how: Forecasting, data: Any) -> Forecast:
     intervals = Intervals(model, levels, steps)
     if levels and (reason := intervals.reason()):
         notes.append(reason)
-    blocks = blocks_of(panel, model, context.scaling(panel), context.opened_encoder(), ahead=steps)
+    blocks = blocks_of(
+        panel, model, context.scaling(panel), context.opened_encoder(), ahead=steps, spare=-steps % model.horizon
+    )
     prepared = Prepared(panel, context, blocks, {}, None)
     made = _forecasts(model, prepared, steps, intervals, how.batch_size)
     frame, columns = _frame(how, panel, made, model, levels, steps)
@@ -135,7 +137,7 @@ def forecast_table(how: Forecasting, data: Any) -> Forecast:
 
 
 def _opened(how: Forecasting, context: Context, data: Any) -> Panel:
-    """The table; where its few rows show another step than the checkpoint's, with that one if every step has its row."""
+    """The table; where its few rows show another step than the checkpoint's, with that one if no row is absent then."""
     options = {**context.options, **how.table, "future_frame": how.future_frame}
     wrong: UserError | None = None
     panel: Panel | None = None

@@ -39,7 +39,7 @@ def lay_covariates(
 ) -> tuple[list[pd.DataFrame], NDArray[np.int64] | None]:
     """A frame of covariates for each series, on its stamps; numbers filled by the policy of their column.
 
-    And, of all rows, the later row of its series that a value not known ahead was filled from, else -1; None if none is.
+    And, of all rows, the later row of its series that a value not known ahead was filled from, else -1; or None.
     """
     names = (*roles.past, *roles.future)
     places = np.full(int(laid.starts[-1]), -1, np.int64)
