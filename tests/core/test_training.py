@@ -662,9 +662,9 @@ def test_a_model_that_is_solved_for_becomes_a_run_folder(tmp_path: Path) -> None
     torch.testing.assert_close(model(torch.rand(2, 3)), targets.mean().expand(2))
     assert model.metadata["training"]["loss"] == report.best["loss"] == pytest.approx(float(targets.var(correction=0)))
     assert [row["loss"] for row in rows(tmp_path / "run")] == [str(report.best["loss"])]
+    (tmp_path / "run" / "last").mkdir(exist_ok=True)
+    (tmp_path / "run" / "last" / "state.ckpt").write_bytes(b"")
     with pytest.raises(UserError, match="Line is solved for, there is nothing to resume"):
-        (tmp_path / "run" / "last").mkdir(exist_ok=True)
-        (tmp_path / "run" / "last" / "state.ckpt").write_bytes(b"")
         fit(task, point_data(), settings, tmp_path / "run", resume=True, quiet=True)
     with pytest.raises(UserError, match="exists already"):
         fit(task, point_data(), settings, tmp_path / "run", quiet=True)

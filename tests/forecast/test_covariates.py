@@ -277,8 +277,10 @@ def test_a_covariate_without_a_value() -> None:
 
 @pytest.mark.parametrize("name", SAMPLES)
 def test_samples(name: str) -> None:
-    panel = sample_panel(name, targets=["y"] if name == "shops" else None)
+    targets = {"shops": ["y"], "outbreaks": ["confirmed", "deaths", "recovered"]}
+    panel = sample_panel(name, targets=targets.get(name))
     alias = {"sunspots": "1", "co2": "W-SAT", "elnino": "MS", "climate": "MS", "autoregression": "h", "shops": "D"}
+    alias |= {"outbreaks": "D", "prices": "B"}
     assert panel.frequency.alias == alias[name]
     assert panel.source == f"sample {name}"
     pd.testing.assert_frame_equal(SAMPLES[name](), SAMPLES[name]())

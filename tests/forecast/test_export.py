@@ -35,12 +35,9 @@ class Toy(Forecaster):
         features: int = 4,
         covariates: int = 0,
         quantiles: tuple[float, ...] = (),
-        calibration: int = 0,
-        channels: int = 1,
+        calibration: tuple[int, int, int] = (0, 0, 0),
     ) -> None:
-        super().__init__(
-            window=window, horizon=horizon, quantiles=quantiles, calibration=calibration, channels=channels
-        )
+        super().__init__(window=window, horizon=horizon, quantiles=quantiles, calibration=calibration)
         self.features, self.covariates = features, covariates
         self.past = nn.Linear(window, horizon)
         self.beside = nn.Linear((window + horizon) * max(1, features + covariates), horizon)
@@ -118,7 +115,7 @@ def by_hand(model: Toy, past: np.ndarray, stamps: np.ndarray | None = None) -> n
 
 
 def test_numpy_and_onnxruntime_alone(tmp_path: Path) -> None:
-    model = toy(calibration=20, channels=3)
+    model = toy(calibration=(20, 3, 3))
     model.residuals.copy_(torch.rand(20, 3, 3) + 0.1)
     model.save_pretrained(tmp_path / "run")
     report = export(tmp_path / "run", tmp_path / "model.onnx", batch=2)
@@ -151,7 +148,7 @@ print(session.get_modelmeta().custom_metadata_map["recurra"])
 
 
 def test_each_series_has_its_scale(tmp_path: Path) -> None:
-    model = toy(Each, features=0, calibration=4)
+    model = toy(Each, features=0, calibration=(4, 3, 1))
     model.residuals.copy_(torch.full((4, 3, 1), 0.5))
     export(model, tmp_path / "model.onnx", batch=3)
     past, series = raw(1)[0].T[[2, 0, 1], :, None], np.array([2, 0, 1])
@@ -238,7 +235,7 @@ def test_refusals(tmp_path: Path) -> None:
     assert refused(toy(), out, format="tflite") == "format must be one of onnx, pt2; got 'tflite'"
     assert refused(toy(), out, batch=0) == "batch must be at least 1; got 0"
     assert refused(toy(), out, levels="0.8") == "levels are percentages; got 0.8, did you mean 80?"
-    assert refused(toy(calibration=4), out, levels="80") == (
+    assert refused(toy(calibration=(4, 3, 1)), out, levels="80") == (
         "0 residuals are too few for level 80, which is infinite then; expected at least 4; "
         "leave --levels out for those that there can be"
     )

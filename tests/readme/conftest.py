@@ -50,7 +50,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def tables(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Folder with `tables` (embedded series), a checkpoint `model` of two of them, and `own.csv`, which is anybody's."""
+    """Folder with `tables` (embedded series), a checkpoint `model` of two of them, and `own.csv`, anybody's."""
     folder = tmp_path_factory.mktemp("forecaster")
     run(["recurra-forecast", "sample", "--out", "tables"], folder)
     given = ["data.csv=tables/climate.csv", "data.fill=linear", "data.scaler=window", "train.epochs=2"]

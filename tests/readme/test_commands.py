@@ -42,15 +42,18 @@ def runnable(page: Path) -> list[Block]:
     return kept
 
 
-@pytest.mark.parametrize(
-    "page", [page for page in PAGES if runnable(page) and page not in CONNECTED], ids=NAMES
-)
+@pytest.mark.parametrize("page", [page for page in PAGES if runnable(page) and page not in CONNECTED], ids=NAMES)
 def test_page_runs(
     page: Path, tmp_path: Path, request: pytest.FixtureRequest, execute: Callable[[list[str], Path], str]
 ) -> None:
     found = runnable(page)
     text = "".join(block.text for block in found)
-    used = {"recurra-mri": "trained", "recurra.mri": "trained", "recurra-forecast": "tables", "recurra.forecast": "tables"}
+    used = {
+        "recurra-mri": "trained",
+        "recurra.mri": "trained",
+        "recurra-forecast": "tables",
+        "recurra.forecast": "tables",
+    }
     given = {name for word, name in used.items() if word in text}
     for source in map(request.getfixturevalue, sorted({*given, "authors_files"})):
         # What a page makes itself is not given to it.
@@ -75,7 +78,7 @@ def test_mentioned_files_exist(page: Path) -> None:
     prose = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
     links = set(re.findall(r"\]\((?!https?://)([^)#]+)", prose))
     assert not [link for link in links if not (page.parent / link).exists()]
-    tools = set(re.findall(r"(?:tools|\.ci)/\w+", text))
+    tools = set(re.findall(r"(?:tools|\.ci)/\w+(?:\.py)?", text))
     assert not [tool for tool in tools if not (ROOT / tool).is_file()]
 
 
@@ -96,7 +99,9 @@ def test_every_measured_number_has_its_command() -> None:
     assert table
     rows = [[cell.strip() for cell in row.strip("|").split("|")] for row in table[1].splitlines()]
     assert any(re.search(r"\d", reproduced) for _, _, reproduced, _ in rows)
-    assert not [row for row in rows if not re.fullmatch(r"`(recurra-mri|recurra-forecast|python tools/|tools/)[^`]+`", row[3])]
+    assert not [
+        row for row in rows if not re.fullmatch(r"`(recurra-mri|recurra-forecast|python tools/|tools/)[^`]+`", row[3])
+    ]
 
 
 def test_readme_is_short() -> None:

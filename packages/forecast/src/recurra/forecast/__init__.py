@@ -1,4 +1,4 @@
-"""Recurrent forecasting: TPGN, Chimera, AR-Net, ReGENN and ResNLS, from tables of series to forecasts with intervals."""
+"""Recurrent forecasting: TPGN, Chimera, AR-Net, ReGENN and ResNLS, from tables to forecasts with intervals."""
 
 from typing import TYPE_CHECKING
 

@@ -2,23 +2,25 @@
 
 import csv
 import json
-import re
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+from torch import Tensor
 
 from recurra.core.device import choose_device
 from recurra.core.errors import Interrupted, UserError
 from recurra.core.files import check_file, check_folder, guard_inputs, open_output, writing
+from recurra.core.inspection import Fact
 from recurra.core.screen import print_table, progress
 from recurra.forecast.data.context import Context
-from recurra.forecast.data.panel import Panel
+from recurra.forecast.data.panel import Panel, Series
 from recurra.forecast.data.prepared import Prepared, prepare, shared_starts
 from recurra.forecast.data.tables import open_panel
 from recurra.forecast.data.windows import Windows, blocks_of
@@ -55,6 +57,7 @@ class Backtesting:
     device: str = "auto"
     batch_size: int = 256
     quiet: bool = False
+    preview: bool = True
 
     def check(self) -> None:
         """Refuse options that do not serve.
@@ -97,7 +100,7 @@ class Backtest:
             title=self.title,
         )
         if self.trading is not None:
-            rows = self.trading.fillna("").to_numpy().tolist()
+            rows = self.trading.astype(object).where(self.trading.notna(), "").to_numpy().tolist()
             print_table(
                 tuple(self.trading.columns),
                 rows,
@@ -124,14 +127,15 @@ def run_backtest(how: Backtesting, data: Any, out: Path, *, overwrite: bool) -> 
     panel = open_panel(data, **options)
     prepared = prepare(panel, first, context)
     windows, notes = _windows(how, prepared, first)
+    openings = _openings(how, prepared, windows, data) if how.trading else None
     run = _Run(how, prepared, windows, models, how.season or context.season)
     run.notes += notes
     out.mkdir(parents=True, exist_ok=True)
     with writing(out / ROWS) as part, part.open("w", newline="", encoding="utf-8") as stream:
         run.write(stream)
     result = run.result(out)
-    if how.trading:
-        result.trading = _trading(how, run, data, context)
+    if openings is not None:
+        result.trading = _trading(how, run, openings)
         with writing(out / TRADES) as part:
             result.trading.to_csv(part, index=False)
         result.outputs.append(out / TRADES)
@@ -232,7 +236,7 @@ class _Run:
         scale = [
             pair
             for block, stop in zip(prepared.blocks, stops, strict=True)
-            for pair in mase_scale(block.values[:stop], season)
+            for pair in mase_scale(block.seen(stop), season)
         ]
         absolute, square = (np.asarray(one) for one in zip(*scale, strict=True))
         self.scorers = {
@@ -241,7 +245,7 @@ class _Run:
             )
             for one in [*self.simple, *self.networks]
         }
-        self.notes: list[str] = []
+        self.notes: list[str] = prepared.left_out()
         self.kept: list[tuple[Batch, dict[str, Array]]] = []
         self.one_step: dict[str, list[Array]] = {one.name: [] for one in self.networks}
         self._prepare_intervals()
@@ -281,7 +285,7 @@ class _Run:
             raise Interrupted(f"interrupted; {done} of {count} windows were done, nothing is written") from stop
 
     def _batches(self) -> Iterator[NDArray[np.int64]]:
-        """Windows so many at a time; none across a refit, and with rolling intervals those of one origin stay together."""
+        """Windows so many at a time: none across a refit, and those of one origin stay together."""
         size, refit = self.how.batch_size, self.how.refit
         edges = [0]
         instants = np.flatnonzero(np.diff(self.times, prepend=self.times[0] - 1))  # first window of every origin
@@ -299,13 +303,22 @@ class _Run:
         if number % self.how.refit or not number:
             return
         for method, (name, model) in zip(self.networks, list(self.models.items()), strict=True):
-            fresh = refitted(self.how, name, model, self.prepared, origin)
+            history = before(self.prepared.panel, origin)
+            fresh = refitted(self.how, name, model, history)
             self.models[name] = fresh
-            method.solve = network(name, fresh, by_window=self.prepared.context.by_window).solve
-        # All of them know the same rows: one scaling, and one encoding of covariates, serves them.
-        prepared = known_before(self.prepared, next(iter(self.models.values())), origin)
-        rows = {number: self.windows.origin[self.windows.block == number] for number in range(len(prepared.blocks))}
-        self.windows = prepared.at(rows, next(iter(self.models.values())))
+            windows = self._windows_of(fresh, history)
+            method.use(fresh, partial(_tensors, windows), by_window=windows.by_window)
+
+    def _windows_of(self, model: Forecaster, history: Panel) -> Windows:
+        """The windows on the scale that a model learned of these rows, and its covariates as it learned them."""
+        panel, context = self.prepared.panel, Context.of(model)
+        rows = {series.id: 0 for series in panel.series} | {series.id: len(series) for series in history.series}
+        blocks = blocks_of(panel, model, context.scaling(panel, rows), context.opened_encoder())
+        origins = {
+            number: self.windows.origin[self.windows.block == number]
+            for number in np.unique(self.windows.block).tolist()
+        }
+        return Prepared(panel, context, blocks, {}, None).at(origins, model)
 
     def _header(self) -> list[str]:
         id_name, time_name = self.prepared.panel.names
@@ -403,8 +416,10 @@ class _Run:
         with writing(out / SUMMARY) as part:
             content = {"scored": title, "mean": scores, "notes": self.notes}
             part.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-        backtest_png(out / STRIP, **self._strip())
-        return Backtest(title, scores, [out / name for name in (ROWS, TABLE, SUMMARY, STRIP)], notes=self.notes)
+        outputs = [out / name for name in (ROWS, TABLE, SUMMARY)]
+        if self.how.preview:
+            outputs.append(backtest_png(out / STRIP, **self._strip()))
+        return Backtest(title, scores, outputs, notes=self.notes)
 
     def _strip(self) -> dict[str, Any]:
         """What the picture shows: the first series over the origins that were kept, and the errors from each."""
@@ -432,87 +447,77 @@ class _Run:
         }
 
 
+def _tensors(windows: Windows, batch: Batch) -> dict[str, Tensor]:
+    """The same windows as those of a batch, out of others."""
+    return windows.__getitems__(batch.indices.tolist())
+
+
 def _flat(values: Array) -> Array:
     """(batch, step, variate) -> rows in the order of window, variate, step."""
     return np.moveaxis(values, 2, 1).reshape(-1)
 
 
-def refitted(how: Backtesting, name: str, model: Forecaster, prepared: Prepared, origin: int) -> Forecaster:
-    """The model trained anew by its recipe on the rows before an origin: no later one is seen."""
+def refitted(how: Backtesting, name: str, model: Forecaster, history: Panel) -> Forecaster:
+    """The model trained anew by its recipe on these rows alone; of the last of them its intervals are made."""
     from recurra.forecast.training import train
 
     recipe = _recipe_of(how.checkpoint)
     assert recipe is not None
-    frame = history_frame(prepared, origin)
     changes = ["data.fractions=[0.85,0.15,0.0]", "data.split=fractions", f"train.device={how.device}"]
     if model.layout == "series":
-        changes.append("data.skip_short=true")  # a series that has just begun is forecast by what the others teach
-    seed = re.search(r"seed-(\d+)$", name)
-    if seed:
-        changes.append(f"train.seed={seed[1]}")
+        changes.append("data.skip_short=true")
+    if " seed-" in name:
+        changes.append(f"train.seed={name.rpartition('-')[2]}")
     with tempfile.TemporaryDirectory(prefix="recurra-refit-") as folder:
-        report = train(recipe, changes, frame=frame, out=Path(folder) / "run", quiet=True)
+        report = train(recipe, changes, frame=history, out=Path(folder) / "run", quiet=True)
         return load_checkpoint(report.folder).to(choose_device(how.device)).eval()
 
 
-def known_before(prepared: Prepared, model: Forecaster, origin: int) -> Prepared:
-    """The table on the scale of a model that was trained on the rows before an origin."""
-    panel, context = prepared.panel, Context.of(model)
-    if model.layout != "series" and context.places(panel) != list(range(len(panel.series))):
-        raise UserError(f"{panel.source}: --refit needs the series that the checkpoint was trained on, and no others")
-    until = {series.id: rows for series, rows in zip(panel.series, _rows_before(panel, origin), strict=True)}
-    blocks = blocks_of(panel, model, context.scaling(panel, until), context.opened_encoder())
-    return replace(prepared, context=context, blocks=blocks)
-
-
-def _rows_before(panel: Panel, origin: int) -> list[int]:
-    """Of each series, how many rows lie before an origin on the time axis that all share."""
+def before(panel: Panel, origin: int) -> Panel:
+    """A table's rows before a step of the time axis that its series share, as they were known then."""
     first = min(series.stamps[0] for series in panel.series)
-    begins = [int(panel.frequency.steps(series.stamps[:1], first)[0]) for series in panel.series]
-    return [min(max(0, origin - begin), len(series)) for begin, series in zip(begins, panel.series, strict=True)]
+    pieces, none = [], set()
+    for series in panel.series:
+        begin = int(panel.frequency.steps(series.stamps[:1], first)[0])
+        rows = min(max(0, origin - begin), len(series))
+        needs = None if series.needs is None else np.where(series.needs[:rows] < rows, series.needs[:rows], -1)
+        covariates = None if series.covariates is None else series.covariates.iloc[:rows]
+        if covariates is not None and series.covariate_needs is not None:
+            covariates = covariates.copy()
+            covariates.loc[series.covariate_needs[:rows] >= rows, list(panel.past)] = None
+        piece = Series(series.id, series.stamps[:rows], series.seen(0, rows), covariates, series.static, needs)
+        pieces.append(piece)
+        none |= set() if rows else {series.id}
+    cut = replace(panel, series=pieces, facts=[], table=None)
+    return cut.without(none, Fact("left out", f"{len(none)} series", "they begin later")) if none else cut
 
 
-def history_frame(prepared: Prepared, origin: int) -> pd.DataFrame:
-    """The rows of all series before an origin, in the form and the words of the table."""
-    panel = prepared.panel
-    id_name, time_name = panel.names
-    pieces = []
-    for series, rows in zip(panel.series, _rows_before(panel, origin), strict=True):
-        piece = pd.DataFrame({time_name: series.stamps[:rows]})
-        values = series.seen(0, rows)
-        for at, name in enumerate((series.id,) if panel.wide else panel.variables):
-            piece[name] = values[:, at]
-        if not panel.wide:
-            piece.insert(0, id_name, [series.id] * rows)
-        if not pieces or not panel.wide:
-            for name in (*panel.past, *panel.future):
-                assert series.covariates is not None
-                piece[name] = series.covariates[name].array[:rows]
-                if name in panel.past and series.covariate_needs is not None:
-                    piece.loc[series.covariate_needs[:rows] >= rows, name] = None
-            for name, value in series.static.items():
-                piece[name] = [value] * rows
-        pieces.append(piece.drop(columns=time_name) if panel.wide and pieces else piece)
-    return pd.concat(pieces, axis=1) if panel.wide else pd.concat(pieces, ignore_index=True)
+def _openings(how: Backtesting, prepared: Prepared, windows: Windows, data: Any) -> Array:
+    """Prices at which the table's days open, for its one series of closes.
 
-
-def _trading(how: Backtesting, run: _Run, data: Any, context: Context) -> pd.DataFrame:
-    """Strategies that hold while the next close is forecast to be higher, beside random ones."""
-    prepared = run.prepared
+    Raises:
+        UserError: the backtest is not of every day of one series, or a day has no such price.
+    """
     if len(prepared.blocks) != 1 or prepared.blocks[0].values.shape[1] != 1:
         raise UserError(
             f"--trading needs one series of closes; {prepared.panel.source} has {len(prepared.panel.series)} series"
         )
     if (how.stride or 1) != 1 or how.cutoffs:
         raise UserError("--trading decides every day: give neither --stride nor --cutoff")
-    block = prepared.blocks[0]
-    opened = open_panel(data, **{**context.options, "targets": ("open",)}).series[0]
-    place = opened.stamps.get_indexer(block.stamps)
-    days = run.windows.origin[run.order] - 1  # a forecast is made at the close of the day before its origin
-    if (place[days] < 0).any():
+    options = {**prepared.context.options, "targets": ("open",)}
+    opened = open_panel(data, **options).series[0]
+    place = opened.stamps.get_indexer(prepared.blocks[0].stamps)
+    if (place[windows.origin - 1] < 0).any():
         raise UserError(
             f"{prepared.panel.source}: column open has no value on some days of column {prepared.panel.series[0].id}"
         )
-    close, open_ = block.values[days, 0], opened.values[place[days], 0]
+    prices: Array = opened.values[place, 0]
+    return prices
+
+
+def _trading(how: Backtesting, run: _Run, openings: Array) -> pd.DataFrame:
+    """Strategies that hold while the next close is forecast to be higher, beside random ones."""
+    days = run.windows.origin[run.order] - 1  # a forecast is made at the close of the day before its origin
+    close = run.prepared.blocks[0].values[days, 0]
     forecasts = {name: np.concatenate(parts) for name, parts in run.one_step.items()}
-    return trading_table(open_, close, forecasts, fee=how.fee)
+    return trading_table(openings[days], close, forecasts, fee=how.fee)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from recurra.core.device import choose_device
 from recurra.core.errors import UserError
 from recurra.core.evaluation import Table, score_files
-from recurra.core.files import find_inputs
+from recurra.core.files import find_inputs, guard_inputs
 from recurra.core.inference import Runs, describe, options_digest
 from recurra.core.processes import Work
 from recurra.core.scores import Run, Scores, check
@@ -40,6 +40,7 @@ _DECILES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
 _DROP_LAST = {"tpgn": 32}
 """Windows of a batch, of which the published protocol scores whole ones alone."""
 _STANDARDISED = ("tslib", "tpgn")
+_OUTPUTS = ("metrics.csv", "metrics.json", "comparison.png", "report.html")
 SHOWN = ("mse", "mae", "rmse", "mase", "mase_ratio", "crps", "crps_ratio", "directional_accuracy")
 
 
@@ -98,6 +99,8 @@ def evaluate_files(how: Evaluation, data: Inputs, *, out: Path | None, command: 
     files = [path for path in find_inputs(data, SUFFIXES, leave_out=[out] if out else []) if not is_forecast(path)]
     if not files:
         raise UserError("nothing to score: the files given are forecasts of earlier runs")
+    if out is not None:
+        guard_inputs([out / name for name in _OUTPUTS], files)
     first = next(iter(models.values()))
     run = Run(out, title(how, first), "series", draw=_draw, runs=runs)
     check(run)
@@ -188,7 +191,7 @@ class _Scoring:
         scale = [
             pair
             for block, (_, stop) in zip(blocks, stops, strict=True)
-            for pair in mase_scale(block.values[:stop], season)
+            for pair in mase_scale(block.seen(stop), season)
         ]
         absolute, square = (np.asarray(one) for one in zip(*scale, strict=True))
         if self.standardised:
@@ -219,8 +222,8 @@ class _Scoring:
                 advance(len(batch.target))
 
     def _add(self, method: Method, batch: Batch, point: Array) -> None:
-        levels = (*_GRID, *self.levels)
-        lower, upper = method.ends(batch, point, levels)
+        grids = (method.ends(batch, point, _GRID, residuals=True), method.ends(batch, point, self.levels))
+        lower, upper = (np.concatenate(pair, -1) for pair in zip(*grids, strict=True))
         center, scale = (batch.center, batch.scale) if self.standardised else (0.0, 1.0)
         center, scale = (np.broadcast_to(one, batch.center.shape)[:, None] for one in (center, scale))
         last = _last(batch.history)
@@ -272,7 +275,7 @@ class _Scoring:
         names = [name for name in (*SHOWN, *coverage) if all(name in row for row in found.values())]
         metrics = {method: {name: row[name] for name in names} for method, row in found.items()}
         seconds = {method.name: method.seconds for method in self.methods}
-        notes = self._notes(found, networks)
+        notes = [*prepared.left_out(), *self._notes(found, networks)]
         if len(networks) > 1:
             rows = [metrics[one.name] for one in networks]
             label = f"{networks[0].name.split()[0]} mean of {len(rows)}"

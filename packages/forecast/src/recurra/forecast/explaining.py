@@ -1,4 +1,4 @@
-"""What a checkpoint's forecasts rest on: weights where the model is linear, else what hiding parts of the input changes."""
+"""What a checkpoint's forecasts rest on: weights where the model is linear, else what hiding its inputs changes."""
 
 import csv
 from collections.abc import Iterator

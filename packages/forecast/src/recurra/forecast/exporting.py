@@ -312,6 +312,10 @@ def export(
 
 def _finite_levels(model: Forecaster, wanted: tuple[float, ...] | None) -> tuple[float, ...]:
     """The levels whose intervals are finite everywhere; those that were asked for must be."""
+    if not len(model.residuals):
+        if wanted:
+            raise UserError("the checkpoint keeps no residuals to make intervals of; leave --levels out")
+        return ()
     conformal = Conformal(model.residuals.double().numpy(force=True))
     if wanted is not None and (reason := conformal.reason(wanted)):
         raise UserError(f"{reason}; leave --levels out for those that there can be")

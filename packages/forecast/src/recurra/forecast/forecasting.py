@@ -49,7 +49,7 @@ class Forecasting:
 
     checkpoint: "str | Path | Forecaster"
     horizon: int | None = None
-    levels: tuple[float, ...] = ()
+    levels: tuple[float | int | str, ...] = ()
     minimum: float | None = None
     maximum: float | None = None
     integer: bool = False
@@ -159,7 +159,7 @@ def _opened(how: Forecasting, context: Context, data: Any) -> Panel:
 
 def _forecasts(
     model: Forecaster, prepared: Prepared, steps: int, intervals: Intervals, size: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+) -> tuple[np.ndarray, ...]:
     """Point (series x variable, step), and lower and upper ends (series x variable, step, level)."""
     panel, blocks, by_window = prepared.panel, prepared.blocks, prepared.context.by_window
     origins = {number: np.array([len(block.values)]) for number, block in enumerate(blocks)}
@@ -179,8 +179,8 @@ def _forecasts(
     point, lower, upper = (
         np.concatenate([np.moveaxis(one, 2, 1) for one in part]) for part in zip(*parts, strict=True)
     )
-    rows = point.shape[0] * point.shape[1]  # told, as without levels the ends are empty
-    return tuple(value.reshape(rows, *value.shape[2:]) for value in (point, lower, upper))  # type: ignore[return-value]
+    rows = point.shape[0] * point.shape[1]
+    return point.reshape(rows, steps), *(end.reshape(rows, steps, len(intervals.levels)) for end in (lower, upper))
 
 
 def _check_whole(panel: Panel, blocks: Sequence[Block], windows: Windows, model: Forecaster) -> None:
@@ -196,7 +196,7 @@ def _check_whole(panel: Panel, blocks: Sequence[Block], windows: Windows, model:
             stamp = block.stamps[len(block.values) - model.window + rows[0]]
             series = panel.series[int(block.series[variates[0]])]
             raise UserError(
-                f"{panel.source}: series {series.id!r} has no value at {stamp}, which is within the last {model.window} "
+                f"{panel.source}: series {series.id!r} has no value at {stamp}, within the last {model.window} "
                 f"rows that {type(model).__name__} sees; fill it (--fill linear, previous, zero or calendar)"
             )
     raise UserError(f"{panel.source}: the last {model.window} rows hold values that were filled from later ones")
@@ -205,7 +205,7 @@ def _check_whole(panel: Panel, blocks: Sequence[Block], windows: Windows, model:
 def _frame(
     how: Forecasting,
     panel: Panel,
-    made: tuple[np.ndarray, np.ndarray, np.ndarray],
+    made: tuple[np.ndarray, ...],
     model: Forecaster,
     levels: tuple[float, ...],
     steps: int,

@@ -1,4 +1,4 @@
-"""How opened series become forecasts: windows through the model, back in original units, intervals from its residuals."""
+"""How opened series become forecasts: through the model, back in original units, intervals from its residuals."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -104,7 +104,7 @@ def residual_rows(model: Forecaster, prepared: Prepared, most: int) -> Tensor | 
     rows = origins_between(prepared.blocks, prepared.borders["val"], model.window, 1)
     stops = [stop for _, stop in prepared.borders["val"]]
     rows = {number: _thinned(at[at + steps <= stops[number]], most) for number, at in rows.items()}
-    windows = prepared.at(rows, model, steps=-(-steps // model.horizon) * model.horizon)
+    windows = prepared.at(rows, model, steps=-(-steps // model.horizon) * model.horizon, known=stops)
     if not len(windows):
         return None
     found = []
@@ -152,6 +152,8 @@ class Widths:
         self.channels, self.own = residuals.shape[2], Conformal(residuals)
         rows = np.moveaxis(residuals, 1, 2).reshape(-1, residuals.shape[1])[..., None]
         self.all = Conformal(rows) if self.channels > 1 else self.own
+        # Where a channel's own errors are too few for a level, its interval is no narrower than that of a lower one.
+        self.largest = np.where(np.isfinite(residuals), residuals, 0).max(0, initial=0)  # (step, channel)
 
     def of(self, levels: Sequence[float], channel: NDArray[np.int64]) -> Array:
         """(batch, step, variate, level) for channels (batch, variate), -1 for a series without one."""
@@ -160,8 +162,8 @@ class Widths:
             return np.broadcast_to(
                 pooled[None, :, None], (channel.shape[0], len(pooled), channel.shape[1], len(levels))
             )
-        own = np.moveaxis(self.own.half_widths(levels), 0, -1)  # (step, channel, level)
-        own = np.where(np.isfinite(own), own, pooled[:, None])
+        own = np.moveaxis(self.own.half_widths(levels), 0, -1).astype(np.float64)  # (step, channel, level)
+        own = np.where(np.isfinite(own), own, np.maximum(pooled[:, None], self.largest[..., None]))
         table = np.concatenate([own, pooled[:, None]], 1)
         return np.asarray(np.moveaxis(table[:, channel], 0, 1))
 

@@ -12,9 +12,9 @@ from recurra.core.errors import UserError, nearest
 from recurra.forecast.baselines import BASELINES, Baseline
 from recurra.forecast.data.prepared import Prepared
 from recurra.forecast.data.scaler import Scaler
-from recurra.forecast.data.splits import Part
 from recurra.forecast.data.windows import Windows
 from recurra.forecast.inference import Widths, by_channel, forecast_batch
+from recurra.forecast.intervals import quantile_levels
 from recurra.forecast.models.forecaster import Forecaster
 from recurra.forecast.zero_shot import ZERO_SHOT
 
@@ -35,6 +35,7 @@ class Batch:
         origin: (batch,) step of the origin on the time axis that all series share.
         scale: (batch, variate) of the training rows, which residuals of different series are compared on.
         center: likewise.
+        indices: of the windows.
     """
 
     tensors: Mapping[str, Tensor]
@@ -44,6 +45,7 @@ class Batch:
     origin: NDArray[np.int64]
     scale: Array
     center: Array
+    indices: NDArray[np.int64]
 
 
 class Views:
@@ -64,8 +66,14 @@ class Views:
         self.values = np.full((self.first[-1], blocks[0].values.shape[1]), np.nan)
         for first, block in zip(self.first, blocks, strict=False):
             self.values[first + reach : first + reach + len(block.values)] = block.values
+        self.needs: NDArray[np.int64] | None = None
+        if any(block.needs is not None for block in blocks):
+            self.needs = np.full(len(self.values), -1, np.int64)
+            for first, block in zip(self.first, blocks, strict=False):
+                if block.needs is not None:
+                    self.needs[first + reach : first + reach + len(block.values)] = block.needs
         stops = [stop for _, stop in prepared.borders["train"]]
-        scalers = [Scaler.fit("standard", block.values[:stop]) for block, stop in zip(blocks, stops, strict=True)]
+        scalers = [Scaler.fit("standard", block.seen(stop)) for block, stop in zip(blocks, stops, strict=True)]
         self.center = np.stack([one.shift for one in scalers])
         self.scale = np.stack([one.scale for one in scalers])
         width = self.values.shape[1]
@@ -80,7 +88,7 @@ class Views:
             rows = (self.first[block] + self.reach + origin)[:, None]
             parts = (
                 self.values[rows + np.arange(-self.reach, 0)],
-                self._target(block, rows, windows.horizon),
+                self._target(block, rows, windows),
                 self.ids[block][:, None],
                 self.scale[block][:, None],
                 self.center[block][:, None],
@@ -97,12 +105,16 @@ class Views:
                 np.repeat(self.starts[block] + origin, repeats),
                 scale[:, 0],
                 center[:, 0],
+                np.asarray(indices, np.int64),
             )
 
-    def _target(self, block: NDArray[np.int64], rows: NDArray[np.int64], horizon: int) -> Array:
-        ahead = rows + np.arange(horizon)
-        target = self.values[np.minimum(ahead, len(self.values) - 1)]
+    def _target(self, block: NDArray[np.int64], rows: NDArray[np.int64], windows: Windows) -> Array:
+        ahead = rows + np.arange(windows.horizon)
+        inside = np.minimum(ahead, len(self.values) - 1)
+        target = self.values[inside]
         beyond = ahead >= self.first[block + 1][:, None]
+        if self.needs is not None:
+            beyond |= self.needs[inside] >= np.asarray(windows.known)[block][:, None]
         return np.where(beyond[..., None], np.nan, target)
 
 
@@ -122,6 +134,8 @@ class Method:
         seconds: spent in it.
         fitted: the baseline, if it is one.
         widths: of intervals, from its residuals on validation rows; None before `calibrate`.
+        heads: levels that a network's own quantiles are the ends of, and their places among these.
+        quantiles: (batch, step, variate, quantile) of the last batch.
     """
 
     name: str
@@ -129,6 +143,8 @@ class Method:
     seconds: float = 0.0
     fitted: Baseline | None = field(default=None, repr=False)
     widths: Widths | None = field(default=None, repr=False)
+    heads: dict[float, tuple[int, int]] = field(default_factory=dict)
+    quantiles: Array | None = field(default=None, repr=False)
 
     def __call__(self, batch: Batch) -> Array:
         """The forecasts."""
@@ -156,11 +172,36 @@ class Method:
         self.widths = Widths(residuals)
         return residuals
 
-    def ends(self, batch: Batch, point: Array, levels: Sequence[float]) -> tuple[Array, Array]:
-        """Lower and upper ends (batch, step, variate, level)."""
+    def ends(
+        self, batch: Batch, point: Array, levels: Sequence[float], *, residuals: bool = False
+    ) -> tuple[Array, Array]:
+        """Lower and upper ends (batch, step, variate, level), as `forecast` gives them; or of `residuals` alone."""
         assert self.widths is not None
         half = self.widths.of(levels, batch.ids) * batch.scale[:, None, :, None]
-        return point[..., None] - half, point[..., None] + half
+        lower, upper = point[..., None] - half, point[..., None] + half
+        if self.quantiles is not None and not residuals:
+            for at, level in enumerate(levels):
+                if level in self.heads:
+                    below, above = self.heads[level]
+                    lower[..., at], upper[..., at] = self.quantiles[..., below], self.quantiles[..., above]
+        return lower, upper
+
+    def use(self, model: Forecaster, tensors: Callable[[Batch], Mapping[str, Tensor]], *, by_window: bool) -> "Method":
+        """Forecast with this network from now on.
+
+        Args:
+            model: the network.
+            tensors: its inputs.
+            by_window: see `forecast_batch`.
+        """
+
+        def solve(batch: Batch) -> Array:
+            made = forecast_batch(model, tensors(batch), batch.target.shape[1], by_window=by_window)
+            self.quantiles = made.quantiles
+            return made.point
+
+        self.solve, self.heads = solve, quantile_levels(model.quantiles)
+        return self
 
 
 def _each(windows: Windows, most: int) -> NDArray[np.int64]:
@@ -174,9 +215,11 @@ def _each(windows: Windows, most: int) -> NDArray[np.int64]:
 
 def network(name: str, model: Forecaster, *, by_window: bool) -> Method:
     """The method of a network."""
-    return Method(
-        name, lambda batch: forecast_batch(model, batch.tensors, batch.target.shape[1], by_window=by_window).point
-    )
+    return Method(name, _unset).use(model, lambda batch: batch.tensors, by_window=by_window)
+
+
+def _unset(batch: Batch) -> Array:
+    raise AssertionError("a network's method has no network yet")
 
 
 def check_baselines(names: Sequence[str]) -> None:
@@ -194,9 +237,10 @@ def baselines(names: Sequence[str], views: Views, season: int) -> list[Method]:
     """The methods of baselines, fitted on the training rows, of which each series is on a scale of its own."""
     blocks, borders = views.prepared.blocks, views.prepared.borders["train"]
     train = [
-        (block.values[:stop, variate] - views.center[number, variate]) / views.scale[number, variate]
+        (rows[:, variate] - views.center[number, variate]) / views.scale[number, variate]
         for number, (block, (_, stop)) in enumerate(zip(blocks, borders, strict=True))
-        for variate in range(block.values.shape[1])
+        for rows in [block.seen(stop)]
+        for variate in range(rows.shape[1])
     ]
     made = []
     for name in names:

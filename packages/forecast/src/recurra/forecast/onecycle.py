@@ -85,8 +85,8 @@ class FastaiAdam(Optimizer):
         super().__init__(params, defaults)
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """One update; the loss, where a closure computes it anew."""
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One update; what the closure gives, where one computes the loss anew."""
         loss = None
         if closure is not None:
             with torch.enable_grad():

@@ -107,7 +107,7 @@ class ForecastTask(Task):
                 f"{self.where}: data.scaler: {name} is fitted on whole series; give standard or none, not window"
             )
         pairs = zip(self.prepared.blocks, self.prepared.borders["train"], strict=True)
-        rows = [(block.values[:stop] - block.center) / block.scale for block, (_, stop) in pairs]
+        rows = [(block.seen(stop) - block.center) / block.scale for block, (_, stop) in pairs]
         self.model.fit(rows)  # type: ignore[operator]
         if data.val is None or not len(data.val):  # type: ignore[arg-type]
             return {}
@@ -155,10 +155,10 @@ def make_task(build: Build, settings: ForecastSettings, frame: Any = None) -> tu
     Args:
         build: makes the parts.
         settings: section `train`.
-        frame: a data frame in place of the recipe's table.
+        frame: a data frame, or a table that is opened, in place of the recipe's.
     """
-    source: Source = build("data") if frame is None else build("data", frame=frame)
-    panel = source.open()
+    source = _source(build, frame)
+    panel = frame if isinstance(frame, Panel) else source.open()
     panel.check_varies()
     model = _sized(build, panel, 0)
     check_covariates(panel, model)
@@ -185,6 +185,16 @@ def make_task(build: Build, settings: ForecastSettings, frame: Any = None) -> tu
     return task, Data(train, val if len(val) else None, collate=_whole, about=about, val_batch_size=_VALIDATION_BATCH)
 
 
+def _source(build: Build, frame: Any) -> Source:
+    """The recipe's data, or a frame that is cut and scaled as they would be."""
+    if frame is None or build.kind("data") is Table:
+        source: Source = build("data") if frame is None else build("data", frame=frame)
+        return source
+    names = inspect.signature(Source).parameters
+    made: Source = build("data")
+    return Table(frame=frame, **{name: value for name, value in vars(made).items() if name in names})
+
+
 def _whole(batch: Any) -> Any:
     """The batch, which the windows have gathered already."""
     return batch
@@ -204,7 +214,7 @@ def train(recipe: str | Path, overrides: Sequence[str] = (), *, frame: Any = Non
     Args:
         recipe: name or path.
         overrides: "section.key=value" each.
-        frame: a data frame in place of the recipe's table.
+        frame: a data frame, or a table that is opened, in place of the recipe's.
         options: those of `recurra.core.training.train`.
     """
     resolved = load_recipe(
@@ -215,6 +225,9 @@ def train(recipe: str | Path, overrides: Sequence[str] = (), *, frame: Any = Non
 
         return train_by_protocol(resolved, Path(recipe).stem, frame=frame, **options)
     tasks: list[ForecastTask] = []
+    if frame is not None:
+        # The recipe that is kept names no file that was not read.
+        overrides = [*overrides, *(["data.csv=null"] if resolved.section("data").get("csv") else [])]
 
     def make(build: Build, settings: ForecastSettings) -> tuple[ForecastTask, Data]:
         task, data = make_task(build, settings, frame)
@@ -236,7 +249,7 @@ def train(recipe: str | Path, overrides: Sequence[str] = (), *, frame: Any = Non
 
 
 def train_seeds(recipe: str | Path, overrides: Sequence[str], seeds: int, **options: Any) -> Report:
-    """Train one model, or several with seeds from the recipe's on, in folders `seed-N` of the run folder; the last report."""
+    """Train one model, or several with seeds from the recipe's on, in folders `seed-N`; the last report."""
     if seeds == 1:
         return train(recipe, overrides, **options)
     out = Path(options.pop("out") or Path("runs") / Path(recipe).stem)
@@ -285,7 +298,7 @@ def adopt(folder: Path, data: str | Path, targets: tuple[str, ...], split: str) 
     for name, value in wanted.items():
         if model.config[name] != value:
             raise UserError(
-                f"{panel.source}: has {value} {name}; the weights are for {model.config[name]}. Choose columns with --targets"
+                f"{panel.source}: has {value} {name}; the weights are for {model.config[name]}; see --targets"
             )
     rule, borders = borders_of(panel, model, vars(source))
     context = learn_context(panel, model, source, borders, rule, None)

@@ -224,7 +224,7 @@ def evaluate(
 
     Args:
         out: folder for metrics.csv, metrics.json and pictures. Default: none, with --report evaluation.
-        protocol: tslib, tpgn, regenn or resnls, as published, leaks included and named. Default: the checkpoint's split.
+        protocol: tslib, tpgn, regenn or resnls, as published, leaks included. Default: the checkpoint's split.
         split: rows to score.
         season: steps of the seasonal naive and of MASE. Default: the usual one of the frequency.
         standardised: score on the scale of the training rows, as published tables do.
@@ -275,6 +275,7 @@ def backtest(
     trading: bool = False,
     fee: Annotated[float, Option(min=0.0, max=0.5)] = 0.001,
     fill: Fill = None,
+    preview: bool = True,
     device: Device = "auto",
     batch_size: BatchSize = 256,
     overwrite: Overwrite = False,
@@ -292,6 +293,7 @@ def backtest(
         season: steps of the seasonal naive and of MASE. Default: the usual one of the frequency.
         trading: also trade one-step forecasts of prices long or flat, beside buying and holding and random signals.
         fee: of a trade, as a share.
+        preview: write a PNG of the forecasts and errors of the first series.
 
     Raises:
         ValueError: an option does not serve, or the checkpoint is none.
@@ -315,6 +317,7 @@ def backtest(
         device,
         batch_size,
         quiet,
+        preview,
     )
     return run_backtest(how, Path(data), Path(out), overwrite=overwrite)
 

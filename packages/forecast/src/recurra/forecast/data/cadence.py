@@ -53,6 +53,17 @@ def infer(stamps: pd.Index, first: Bools, name: Callable[[int], str] | None = No
     return Frequency(Frequency.of(f"{length.as_unit('ns').value}ns").alias, evidence)
 
 
+def infer_one(stamps: pd.Index) -> Frequency:
+    """The frequency of one series, sorted and unique; gaps do not hide it, days without weekends are business days.
+
+    Raises:
+        UserError: as `infer`.
+    """
+    first = np.zeros(len(stamps), np.bool_)
+    first[:1] = True
+    return infer(stamps, first)
+
+
 def _clock(stamps: pd.DatetimeIndex) -> pd.DatetimeIndex:
     """What the clocks of the zone show; midnight for days that begin later, as the clocks skip it."""
     clock = stamps.tz_localize(None)

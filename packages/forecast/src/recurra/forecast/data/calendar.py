@@ -93,19 +93,6 @@ class Frequency:
             raise UserError("freq: m may be months (MS or ME) or minutes (min); give one of these")
         return cls(_present(text), "given")
 
-    @classmethod
-    def infer(cls, stamps: pd.Index) -> "Frequency":
-        """Of the stamps of one series, sorted and unique; gaps do not hide it, days without weekends are business days.
-
-        Raises:
-            UserError: the stamps decide nothing; its line says what they look like and names --freq.
-        """
-        from recurra.forecast.data.cadence import infer
-
-        first = np.zeros(len(stamps), np.bool_)
-        first[:1] = True
-        return infer(stamps, first)
-
     @property
     def number(self) -> int:
         """Step between whole numbers; 0 if the stamps are dates."""

@@ -68,9 +68,9 @@ class Context:
         names = {one.name for one in fields(cls)}
         if set(stored) - names or {"frequency", "season", "ids", "names", "variables", "scaler"} - set(stored):
             raise UserError(f"{type(model).__name__}: what the checkpoint says of its data is not of this version")
-        first, second = stored["names"]
-        listed = {"names": (str(first), str(second)), "variables": tuple(stored["variables"])}
-        return cls(**{"wide": False, "options": {}, **stored, **listed})
+        id_name, time_name = stored["names"]
+        exact = {"names": (str(id_name), str(time_name)), "variables": tuple(stored["variables"])}
+        return cls(**{"wide": False, "options": {}, **stored, **exact})
 
     def store(self, model: Forecaster) -> None:
         """Put it into the model's metadata."""
@@ -99,7 +99,7 @@ class Context:
                 found.append((np.asarray(shift[at], np.float64), np.asarray(scale[at], np.float64)))
             else:
                 rows = len(series) if until is None else until[series.id]
-                own = Scaler.fit(kind, series.values[:rows])
+                own = Scaler.fit(kind, series.seen(0, rows))
                 found.append((own.shift, own.scale))
         center, width = zip(*found, strict=True)
         return np.stack(center), np.stack(width)

@@ -1,6 +1,6 @@
-"""Series cut into parts, scaled and laid out for a model: what trains it, what chooses, what calibrates, what scores."""
+"""Series cut into parts, scaled and laid out for a model: what trains it, chooses, calibrates and scores."""
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,13 +38,26 @@ class Prepared:
     borders: Borders
     rule: Split | None
 
+    def left_out(self) -> list[str]:
+        """Which series are too short, for people."""
+        return [f"left out {fact.value}: {fact.evidence}" for fact in self.panel.facts if fact.what == "left out"]
+
     def windows(self, part: Part, model: Forecaster, *, stride: int = 1) -> Windows:
         """Windows of a part."""
-        rows = origins_between(self.blocks, self.borders[part], model.window, model.horizon, stride=stride)
-        return self.at(rows, model)
+        borders = self.borders[part]
+        rows = origins_between(self.blocks, borders, model.window, model.horizon, stride=stride)
+        return self.at(rows, model, known=[stop for _, stop in borders])
 
-    def at(self, origins: Origins, model: Forecaster, *, steps: int | None = None, ahead: bool = False) -> Windows:
-        """Windows before these origins; `ahead` lets them reach beyond the last row."""
+    def at(
+        self,
+        origins: Origins,
+        model: Forecaster,
+        *,
+        steps: int | None = None,
+        ahead: bool = False,
+        known: Sequence[int] | None = None,
+    ) -> Windows:
+        """Windows before these origins; `ahead` lets them reach beyond the last row, `known` is that of `Windows`."""
         return Windows(
             self.panel,
             self.blocks,
@@ -54,6 +67,7 @@ class Prepared:
             unknown_future=ahead,
             steps=steps,
             past_columns=self.context.past_columns(),
+            known=known,
         )
 
     def channels(self, model: Forecaster) -> NDArray[np.int64]:
@@ -133,7 +147,7 @@ def learn_context(
 ) -> Context:
     """What the checkpoint keeps of its training data; the scaler knows the training rows alone."""
     rows = until(panel, model, borders)
-    scalers = [Scaler.fit(source.scaler, series.values[: rows[series.id]]) for series in panel.series]
+    scalers = [Scaler.fit(source.scaler, series.seen(0, rows[series.id])) for series in panel.series]
     by_series = source.scaler not in ("window", "none")
     last = max(series.stamps[max(0, rows[series.id] - 1)] for series in panel.series)
     return Context(
@@ -143,7 +157,7 @@ def learn_context(
         names=panel.names,
         variables=tuple(panel.variables),
         wide=panel.wide,
-        options=dict(source.options),
+        options={**source.options, **({} if panel.wide else {"targets": list(panel.variables)})},
         scaler={
             "kind": source.scaler,
             "shift": [one.shift.tolist() for one in scalers] if by_series else [],
@@ -162,13 +176,15 @@ def learn_context(
 
 
 def prepare(panel: Panel, model: Forecaster, context: Context, options: dict[str, Any] | None = None) -> Prepared:
-    """A table for a trained model, parted by the checkpoint's rule or by another.
+    """A table for a trained model, parted by the checkpoint's rule or by another; `left_out` says what is too short.
 
     Raises:
         UserError: the table is not of the kind that the model knows, or too short.
     """
     context.check(panel, model)
-    panel = context.ordered(panel, model)
+    what = f"window {model.window} + horizon {model.horizon}"
+    needed, alone = model.window + model.horizon, model.layout == "series"
+    panel = context.ordered(panel, model).require(needed, what=what, skip=alone)
     rule, borders = borders_of(panel, model, options or context.split)
     scaling = context.scaling(panel, until(panel, model, borders))
     blocks = blocks_of(panel, model, scaling, context.opened_encoder())

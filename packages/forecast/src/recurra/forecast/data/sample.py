@@ -115,7 +115,7 @@ def shops(length: int = 730, *, ahead: int = 28, series: int = 4, seed: int = 0)
 
 
 def outbreaks(length: int = 90, *, countries: int = 12, seed: int = 0) -> pd.DataFrame:
-    """Daily totals of epidemics that grow and wane: `unique_id`, `ds`, `confirmed`, `deaths`, `recovered`, never falling."""
+    """Daily totals of epidemics: `unique_id`, `ds`, `confirmed`, `deaths`, `recovered`, none ever falling."""
     draw = np.random.default_rng(seed)
     stamps = pd.date_range("2020-01-22", periods=length, freq="D", unit="us")
     days, frames = np.arange(length), []

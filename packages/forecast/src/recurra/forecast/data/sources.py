@@ -22,8 +22,8 @@ class Source:
         split: rule of the parts: see `recurra.forecast.data.splits.split`; "tslib" takes ETT's months for ETT's files.
         fractions: train, val and test, for split "fractions".
         origins: horizons that split "last" tests.
-        scaler: what the model sees values on: "standard", "minmax" and "maximum" of each series' training rows, "window"
-            the mean and standard deviation of each window, "none".
+        scaler: of what the model sees: "standard", "minmax" and "maximum" of each series' training rows, "window" the
+            mean and standard deviation of each window, "none".
         stride: rows from one training window to the next.
         calibration: the most windows of the validation rows that residuals for intervals are kept of; 0 for none.
         skip_short: leave out series that are too short, instead of refusing the table.
@@ -70,7 +70,7 @@ class Table(Source):
         categorical: those of them that are categories.
         separator: of a CSV.
         decimal: of a CSV.
-        frame: the data frame, from Python; it takes the place of `csv`.
+        frame: the data frame, from Python; it takes the place of a file.
         options: those of `Source`.
     """
 
@@ -111,8 +111,7 @@ class Table(Source):
         )
         if csv is None and frame is None:
             raise UserError("data.csv: no table; give the path of a CSV or Parquet file, e.g. data.csv=sales.csv")
-        # A shipped recipe names the file of its paper: the frame that was given is meant.
-        self.source = Path(csv).expanduser() if frame is None and csv is not None else frame
+        self.source = Path(str(csv)).expanduser() if frame is None else frame
         given = {
             "id": id,
             "time": time,

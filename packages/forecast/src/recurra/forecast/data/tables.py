@@ -168,6 +168,12 @@ class _Opening:
         facts += laid.facts
         names = (*roles.targets, *roles.past, *roles.future)
         policies = filling.policies(self.fill, [name for name in names if name not in self._categories(names)])
+        late = [name for name in roles.past if policies.get(name) == "linear"]
+        if late:
+            policies |= dict.fromkeys(late, "previous")
+            facts.append(
+                Fact("fill", f"previous, of {', '.join(late)}", "linear would tell of rows that nobody knows yet")
+            )
         covariates: list[pd.DataFrame] = []
         foreseen: Ints | None = None
         if given.past or given.future:

@@ -44,6 +44,12 @@ class Block:
     covariates: NDArray[np.float32] | None = None
     needs: NDArray[np.int64] | None = None
 
+    def seen(self, stop: int) -> NDArray[np.float64]:
+        """The values of the rows before one, as they were known when it was not: (stop, variate)."""
+        if self.needs is None:
+            return self.values[:stop]
+        return np.where((self.needs[:stop] >= stop)[:, None], np.nan, self.values[:stop])
+
 
 def blocks_of(
     panel: Panel,
@@ -135,6 +141,7 @@ class Windows(EpochDataset):
         unknown_future: windows may reach beyond the last row, as in use.
         steps: to be forecast; the model's horizon by default.
         past_columns: columns of the covariates that nobody knows after the origin.
+        known: rows of each block that are known: what was filled from a later one is missing. By default all.
 
     Attributes:
         left_out: how many windows have a missing value in their past.
@@ -151,17 +158,21 @@ class Windows(EpochDataset):
         unknown_future: bool = False,
         steps: int | None = None,
         past_columns: Sequence[int] = (),
+        known: Sequence[int] | None = None,
     ) -> None:
         self.blocks, self.by_window, self.unknown_future = blocks, by_window, unknown_future
+        self.known = [len(block.values) for block in blocks] if known is None else list(known)
         self.window, self.horizon, self.layout = model.window, steps or model.horizon, model.layout
         self.variables = len(panel.variables)
         rows = [len(block.values) + self.horizon * unknown_future for block in blocks]
         self.starts = np.concatenate([[0], np.cumsum(rows)]).astype(np.int64)
         kind = np.float64 if by_window else np.float32
         self.values = np.full((self.starts[-1], blocks[0].values.shape[1] if blocks else 1), np.nan, kind)
-        for start, block in zip(self.starts, blocks, strict=False):
+        for start, block, stop in zip(self.starts, blocks, self.known, strict=False):
             scaled = block.values if by_window else (block.values - block.center) / block.scale
             self.values[start : start + len(scaled)] = scaled
+            if block.needs is not None:
+                self.values[start + np.flatnonzero(block.needs >= stop)] = np.nan
         self.block, self.origin = self._places(origins)
         self.marks: NDArray[np.float32] | None = None
         self.mark_start = self.starts
@@ -173,8 +184,7 @@ class Windows(EpochDataset):
     def _places(self, origins: Origins) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Block and row of every window that can be used."""
         missing = np.isnan(self.values)
-        gaps = np.concatenate([[0], np.cumsum(missing.any(1))])
-        known = np.concatenate([[0], np.cumsum(~missing.all(1))])
+        gaps, known = _counted(missing.any(1)), _counted(~missing.all(1))
         found, self.left_out = [], 0
         for number, rows in sorted(origins.items()):
             first = self.starts[number]
@@ -298,6 +308,13 @@ class Windows(EpochDataset):
         block, origin = self.blocks[int(batch["block"][0])], int(batch["origin"][0])
         stamp = block.stamps[min(origin, len(block.stamps) - 1)]
         return f"{block.name}, forecast from {stamp}, and {len(batch['block']) - 1} other windows"
+
+
+def _counted(flags: Any) -> NDArray[np.int32]:
+    """How many are set before each place, and in all; in half of the memory of numpy's own integers."""
+    counts = np.zeros(len(flags) + 1, np.int32)
+    np.cumsum(flags, out=counts[1:])
+    return counts
 
 
 def _apart(values: Tensor, variables: int) -> Tensor:

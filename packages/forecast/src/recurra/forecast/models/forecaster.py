@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from importlib import import_module
 from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
@@ -92,10 +93,9 @@ class Forecaster(Pretrained, ABC):
         Raises:
             UserError: the data are not of the kind that the model knows, or too short.
         """
-        from recurra.forecast.forecasting import Forecasting, forecast_table
-        from recurra.forecast.intervals import parse_levels
-
-        return forecast_table(Forecasting(self, horizon, parse_levels(levels), **options), data).frame
+        # By name: what forecasts tables knows the models, and these know nothing of it.
+        tables = import_module("recurra.forecast.forecasting")
+        return tables.forecast_table(tables.Forecasting(self, horizon, tuple(levels), **options), data).frame
 
     def penalty(self, progress: float) -> Tensor | None:
         """What is added to the training loss, when this share of the training is done; nothing by default."""

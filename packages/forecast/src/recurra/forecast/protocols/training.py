@@ -1,4 +1,4 @@
-"""Recipes with a section `protocol`: trained as the authors train, leaks included, for comparison with what they publish."""
+"""Recipes with a section `protocol`: trained as the authors train, leaks included, to compare with their tables."""
 
 import csv
 import time
