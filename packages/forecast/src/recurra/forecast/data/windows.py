@@ -58,6 +58,7 @@ def blocks_of(
     encoder: Encoder | None,
     *,
     ahead: int = 0,
+    spare: int = 0,
 ) -> list[Block]:
     """The rows that the model's windows lie within: those of each series and variable, or of all side by side.
 
@@ -67,6 +68,7 @@ def blocks_of(
         scaling: center and scale (series, variable).
         encoder: of the covariates, if the model takes them.
         ahead: steps after the last row that covariates are wanted for.
+        spare: so many more are taken where they are given: what a model sees does not hang on what it is asked for.
 
     Raises:
         UserError: series that must be side by side have no common span.
@@ -81,7 +83,9 @@ def blocks_of(
     blocks = []
     for number, series in enumerate(panel.series):
         rows = len(series)
-        covariates = None if encoder is None else encoder.encode(series, 0, rows + ahead, known_until=rows)
+        given = 0 if series.covariates is None else len(series.covariates) - rows
+        until = rows + max(ahead, min(ahead + spare, given))
+        covariates = None if encoder is None else encoder.encode(series, 0, until, known_until=rows)
         for v, name in enumerate(panel.variables):
             label = str(series.id) if variables == 1 else f"{series.id} {name}"
             own = slice(v, v + 1)
