@@ -10,6 +10,7 @@ Weights and keys are theirs. Where we differ, nothing of theirs changes:
 - With `norm` theirs has no gradient to its input; ours has, the mean held constant as in theirs.
 """
 
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -19,6 +20,7 @@ from torch.autograd.function import once_differentiable
 
 from recurra.core.checks import at_least_one
 from recurra.core.nn import PGN
+from recurra.core.nn.pgn_rules import Rule, trained
 from recurra.forecast.models.forecaster import Forecaster, Layout
 
 EPSILON = 1e-5  # added to the variance
@@ -81,13 +83,15 @@ class TemporalPGN(nn.Module):
         self, grid: Float[Tensor, "channel feature row batch column"]
     ) -> Float[Tensor, "channel row_ahead batch column"]:
         """y."""
-        channels, _, _, batch, columns = grid.shape
-        h = self.LNN_dim.gated(grid.flatten(3)).flatten(1, 2)
-        parts = [self.fc, self.LNN_dim.fc, *([self.s_t_p_e.fc_row, self.s_t_p_e.fc_col] if self.short else [])]
+        channels, _, rows, batch, columns = grid.shape
+        unit, x = self.LNN_dim, grid.flatten(3)
+        parts = [self.fc, unit.fc, *([self.s_t_p_e.fc_row, self.s_t_p_e.fc_col] if self.short else [])]
         weights = [value for part in parts for value in (part.weight, part.bias) if value is not None]
-        fast = torch.is_grad_enabled() and not grid.requires_grad
-        rule: Any = _Readout.apply if fast else lambda *inputs: _readout(*inputs)[0]
-        y: Tensor = rule(grid, h, *weights)
+        if trained(x):
+            rule: Any = _Whole.apply
+            y: Tensor = rule(unit.rule(rows), grid, *unit.weights(rows), *weights)
+        else:
+            y = _readout(grid, unit.gated(x).flatten(1, 2), *weights)[0]
         return y.view(channels, -1, batch, columns)
 
 
@@ -173,9 +177,10 @@ class TPGN(Forecaster):
         used = slice(self.window - rows * self.period, self.window)
         past = past[:, used]
         if self.norm:
-            variance, mean = torch.var_mean(past, 1, correction=0, keepdim=True)
-            mean, scale = mean.detach(), torch.sqrt(variance + EPSILON)
-            past = (past - mean) / scale
+            mean = past.detach().mean(1, keepdim=True)
+            past = past - mean
+            scale = torch.sqrt(past.square().mean(1, keepdim=True) + EPSILON)
+            past = past / scale
         y = self.TPGN(self._grid(past, None if marks is None else marks[:, used]))
         y = y.permute(2, 1, 3, 0).flatten(1, 2)
         if y.shape[1] > self.horizon:
@@ -238,52 +243,54 @@ def _readout(
     return (y.view(channels, -1, batch, columns) + bias.unsqueeze(-1)).flatten(2), inner, *kept
 
 
-class _Readout(torch.autograd.Function):
-    """`_readout` with gradients of h and the weights: what is many small steps to autograd are few here."""
+class _Whole(torch.autograd.Function):
+    """The unit and the readout, with gradients of the weights: what is many small steps to autograd are few here."""
 
     @staticmethod
-    def forward(ctx: Any, grid: Tensor, h: Tensor, *weights: Tensor) -> Tensor:
-        y, *kept = _readout(grid, h, *weights)
-        ctx.save_for_backward(h, *weights, *kept)
-        ctx.weights, ctx.batch = len(weights), grid.shape[3]
+    def forward(ctx: Any, rule: Rule, grid: Tensor, *weights: Tensor) -> Tensor:
+        h, *of_unit = rule.values(grid.flatten(3), *weights[:4])
+        h = h.view(h.shape[0], -1, grid.shape[3] * grid.shape[4])
+        y, *kept = _readout(grid, h, *weights[4:])
+        ctx.save_for_backward(*weights, *of_unit, h, *kept)
+        ctx.rule, ctx.weights, ctx.of_unit, ctx.batch = rule, len(weights), len(of_unit), grid.shape[3]
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        h, *saved = ctx.saved_tensors
-        (head, _, collapse, shift, *short), (inner, *kept) = saved[: ctx.weights], saved[ctx.weights :]
-        channels = grad.shape[0]
-        heads, long = head.view(channels, -1, head.shape[1]), collapse.view(channels, collapse.shape[1], -1)
-        heads = heads[..., -long.shape[1] :]
-        of_bias = grad.view(*grad.shape[:2], ctx.batch, -1).sum(3)  # (channel, row ahead, batch)
-        total = of_bias.sum(2, keepdim=True)
-        if heads.shape[1] < heads.shape[2]:
-            of_inner = torch.bmm(grad, h.transpose(1, 2))
-            of_h = torch.bmm(inner.transpose(1, 2), grad)
-            of_head = torch.bmm(of_inner, long.transpose(1, 2)).baddbmm_(total, shift.view(channels, 1, -1))
-            of_long = torch.bmm(heads.transpose(1, 2), of_inner)
-            of_shift = torch.bmm(heads.transpose(1, 2), total)
-        else:
-            of_inner = torch.bmm(heads.transpose(1, 2), grad)
-            of_h = torch.bmm(long.transpose(1, 2), of_inner)
-            of_head = torch.bmm(grad, inner.transpose(1, 2))
-            of_long, of_shift = torch.bmm(of_inner, h.transpose(1, 2)), of_inner.sum(2)
-        of_short: tuple[Tensor, ...] = ()
-        if short:
-            sh, *kept = kept
-            of_head = torch.cat([torch.bmm(of_bias, sh), of_head], 2)
-            of_sh = torch.bmm(of_bias.transpose(1, 2), head.view(channels, -1, head.shape[1])[..., : sh.shape[2]])
-            of_short = _of_short(of_sh, *short, *kept)
-        return (
-            None,
-            of_h,
-            of_head.view(head.shape),
-            total.flatten(),
-            of_long.view(collapse.shape),
-            of_shift.flatten(),
-            *of_short,
-        )
+        saved, middle = ctx.saved_tensors, ctx.weights + ctx.of_unit
+        of_h, *of_readout = _of_readout(grad, ctx.batch, saved[4 : ctx.weights], saved[middle:])
+        of_h = of_h.view(of_h.shape[0], saved[1].shape[0] // of_h.shape[0], -1)
+        return None, None, *ctx.rule.gradients(of_h, saved[:4], saved[ctx.weights : middle]), *of_readout
+
+
+def _of_readout(grad: Tensor, batch: int, weights: Sequence[Tensor], kept: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Gradients of h and of the weights of `_readout`."""
+    (head, _, collapse, shift, *short), (h, inner, *of_short) = weights, kept
+    channels = grad.shape[0]
+    heads, long = head.view(channels, -1, head.shape[1]), collapse.view(channels, collapse.shape[1], -1)
+    heads = heads[..., -long.shape[1] :]
+    of_bias = grad.view(*grad.shape[:2], batch, -1).sum(3)  # (channel, row ahead, batch)
+    total = of_bias.sum(2, keepdim=True)
+    if heads.shape[1] < heads.shape[2]:
+        of_inner = torch.bmm(grad, h.transpose(1, 2))
+        of_h = torch.bmm(inner.transpose(1, 2), grad)
+        of_head = torch.bmm(of_inner, long.transpose(1, 2)).baddbmm_(total, shift.view(channels, 1, -1))
+        of_long = torch.bmm(heads.transpose(1, 2), of_inner)
+        of_shift = torch.bmm(heads.transpose(1, 2), total)
+    else:
+        of_inner = torch.bmm(heads.transpose(1, 2), grad)
+        of_h = torch.bmm(long.transpose(1, 2), of_inner)
+        of_head = torch.bmm(grad, inner.transpose(1, 2))
+        of_long, of_shift = torch.bmm(of_inner, h.transpose(1, 2)), of_inner.sum(2)
+    gradients: tuple[Tensor, ...] = ()
+    if short:
+        sh, *of_grid = of_short
+        of_head = torch.cat([torch.bmm(of_bias, sh), of_head], 2)
+        of_sh = torch.bmm(of_bias.transpose(1, 2), head.view(channels, -1, head.shape[1])[..., : sh.shape[2]])
+        gradients = _of_short(of_sh, *short, *of_grid)
+    of_readout = of_head.view(head.shape), total.flatten(), of_long.view(collapse.shape), of_shift.flatten()
+    return of_h, *of_readout, *gradients
 
 
 def _of_short(
