@@ -193,15 +193,23 @@ def test_covariates_that_are_missing_ahead(tmp_path: Path, long_frame: Maker, re
     assert "--future-frame" in line
 
 
-@pytest.mark.parametrize("verb", ["evaluate", "backtest", "train", "forecast"])
-def test_a_table_of_constants_is_no_error(
-    verb: str, table: Maker, command: Command, trained: Path, tmp_path: Path, recipe: Maker
+@pytest.mark.parametrize("verb", ["evaluate", "backtest", "forecast"])
+def test_a_table_of_constants_is_no_error_for_a_model_that_has_learnt(
+    verb: str, table: Maker, command: Command, trained: Path, tmp_path: Path
 ) -> None:
     path = table(lambda frame: frame.assign(y=3.0), 100)
-    first = [recipe("arnet", data={"csv": str(path)})] if verb == "train" else [trained / "plain", path]
-    result = command(verb, *first, "-o", tmp_path / "out", "-q")
+    result = command(verb, trained / "plain", path, "-o", tmp_path / "out", "-q")
     assert result.exit_code == 0, result.stderr
     assert "nan" not in result.stdout.lower()
+
+
+def test_nothing_is_learnt_from_constants(table: Maker, command: Command, tmp_path: Path, recipe: Maker) -> None:
+    path = table(lambda frame: frame.assign(y=3.0), 100)
+    result = command("train", recipe("arnet", data={"csv": str(path)}), "-o", tmp_path / "out", "-q")
+    assert result.exit_code == 1
+    assert result.stderr.count("\n") == 1
+    assert "every series is constant (the first is 3 in all rows): nothing can be learnt from them" in result.stderr
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("verb", ["forecast", "evaluate", "backtest"])
@@ -333,7 +341,7 @@ def test_options_that_do_not_serve(options: list[str], line: str, table: Maker, 
         (["--baselines", "drifts"], "drift"),
         (["--cutoff", "2024-02-20", "--origins", "3"], "--cutoff names the origins"),
         (["--cutoff", "soon"], "--cutoff 'soon' is no stamp"),
-        (["--cutoff", "2030-01-01"], "ends at 2024-02-29"),
+        (["--cutoff", "2030-01-01"], "to 2024-02-29 00:00:00: give another --cutoff"),
         (["--refit", "2"], "recipe.yaml"),
         (["--trading"], "one series"),
     ],

@@ -481,9 +481,7 @@ def before(panel: Panel, origin: int) -> Panel:
         begin = int(panel.frequency.steps(series.stamps[:1], first)[0])
         rows = min(max(0, origin - begin), len(series))
         needs = None if series.needs is None else np.where(series.needs[:rows] < rows, series.needs[:rows], -1)
-        covariates = None if series.covariates is None else series.covariates.iloc[:rows].copy()
-        if covariates is not None and series.covariate_needs is not None:
-            covariates.loc[series.covariate_needs[:rows] >= rows, list(panel.past)] = None
+        covariates = None if series.covariates is None else series.covariates.iloc[:rows]
         piece = Series(series.id, series.stamps[:rows], series.seen(0, rows), covariates, series.static, needs)
         pieces.append(piece)
         none |= set() if rows else {series.id}

@@ -49,7 +49,7 @@ class Forecasting:
 
     checkpoint: "str | Path | Forecaster"
     horizon: int | None = None
-    levels: tuple[float, ...] = ()
+    levels: tuple[float | int | str, ...] = ()
     minimum: float | None = None
     maximum: float | None = None
     integer: bool = False
@@ -127,7 +127,9 @@ def forecast_table(how: Forecasting, data: Any) -> Forecast:
     intervals = Intervals(model, levels, steps)
     if levels and (reason := intervals.reason()):
         notes.append(reason)
-    blocks = blocks_of(panel, model, context.scaling(panel), context.opened_encoder(), ahead=steps)
+    blocks = blocks_of(
+        panel, model, context.scaling(panel), context.opened_encoder(), ahead=steps, spare=-steps % model.horizon
+    )
     prepared = Prepared(panel, context, blocks, {}, None)
     made = _forecasts(model, prepared, steps, intervals, how.batch_size)
     frame, columns = _frame(how, panel, made, model, levels, steps)

@@ -391,7 +391,9 @@ def export(
     """
     from recurra.forecast.exporting import export as export_checkpoint
 
-    return export_checkpoint(checkpoint, out, format=format, levels=",".join(map(str, levels)) or None, overwrite=overwrite)
+    return export_checkpoint(
+        checkpoint, out, format=format, levels=",".join(map(str, levels)) or None, overwrite=overwrite
+    )
 
 
 @verb

@@ -36,30 +36,23 @@ def lay_covariates(
     categories: Sequence[str],
     fill: Mapping[str, str],
     season: int,
-) -> tuple[list[pd.DataFrame], NDArray[np.int64] | None]:
-    """A frame of covariates for each series, on its stamps; numbers filled by the policy of their column.
-
-    And, of all rows, the later row of its series that a value not known ahead was filled from, else -1; or None.
-    """
+) -> list[pd.DataFrame]:
+    """A frame of covariates for each series, on its stamps; numbers filled by the policy of their column."""
     names = (*roles.past, *roles.future)
     places = np.full(int(laid.starts[-1]), -1, np.int64)
     places[laid.places] = rows.order
     made: dict[str, Any] = {}
-    needs: NDArray[np.int64] | None = None
     for name in names:
         if name in categories:
             made[name] = pd.api.extensions.take(frame[name].array, places, allow_fill=True)
             continue
         numbers = np.append(to_numbers(frame[name], rows.where), np.nan)[places]
         for begin, end in zip(laid.starts[:-1], laid.starts[1:], strict=True):
-            numbers[begin:end], later = filling.filled(numbers[begin:end], fill.get(name, "none"), season)
-            if later is not None and name in roles.past:
-                needs = np.full(len(places), -1, np.int64) if needs is None else needs
-                needs[begin:end] = np.maximum(needs[begin:end], later)
+            numbers[begin:end], _ = filling.filled(numbers[begin:end], fill.get(name, "none"), season)
         made[name] = numbers
     full = pd.DataFrame(made, columns=list(names))
     spans = zip(laid.starts[:-1], laid.starts[1:], laid.stamps, strict=True)
-    return [full.iloc[begin:end].set_axis(stamps, axis=0) for begin, end, stamps in spans], needs
+    return [full.iloc[begin:end].set_axis(stamps, axis=0) for begin, end, stamps in spans]
 
 
 def add_future(

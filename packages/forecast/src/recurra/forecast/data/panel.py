@@ -28,7 +28,6 @@ class Series:
         static: name and value of each static covariate.
         needs: (time, variable), or None: the row that a filled value was made from if that row is later, else -1. At an
             origin before that row nobody knew the value: `seen` takes it out.
-        covariate_needs: (time,), or None: likewise, the latest of the covariates that are not known ahead.
     """
 
     id: Hashable
@@ -37,7 +36,6 @@ class Series:
     covariates: pd.DataFrame | None = None
     static: Mapping[str, Any] = field(default_factory=dict)
     needs: NDArray[np.int64] | None = None
-    covariate_needs: NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
         """Its rows."""

@@ -175,12 +175,9 @@ class _Opening:
                 Fact("fill", f"previous, of {', '.join(late)}", "linear would tell of rows that nobody knows yet")
             )
         covariates: list[pd.DataFrame] = []
-        foreseen: Ints | None = None
         if given.past or given.future:
             categories = self._categories((*given.past, *given.future))
-            covariates, foreseen = exogenous.lay_covariates(
-                frame, rows, laid, roles, categories, policies, frequency.season
-            )
+            covariates = exogenous.lay_covariates(frame, rows, laid, roles, categories, policies, frequency.season)
         static = self._static(rows, static_frame, ids)
         categories = self._categories((*roles.past, *roles.future, *roles.static))
         values = self._values(rows, laid)
@@ -192,11 +189,6 @@ class _Opening:
             series = _of_columns(ids, laid.stamps[0], values, needs, covariates, static)
         else:
             series = _of_rows(ids, laid, values, needs, covariates, static)
-        if foreseen is not None:
-            for one, begin, end in zip(series, laid.starts, laid.starts[1:], strict=False):
-                one.covariate_needs = foreseen[begin:end]
-            for one in series[len(laid.starts) - 1 :]:  # a column a series: all have the same
-                one.covariate_needs = series[0].covariate_needs
         panel = Panel(
             self.raw.source,
             series,

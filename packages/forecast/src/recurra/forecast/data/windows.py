@@ -97,17 +97,10 @@ def blocks_of(
                 scale[number, own],
                 np.array([number]),
                 covariates,
-                _latest(None if series.needs is None else series.needs[:, v], series.covariate_needs),
+                None if series.needs is None else series.needs[:, v],
             )
             blocks.append(made)
     return blocks
-
-
-def _latest(one: NDArray[np.int64] | None, other: NDArray[np.int64] | None) -> NDArray[np.int64] | None:
-    """The later of two rows that something was filled from."""
-    if one is None or other is None:
-        return other if one is None else one
-    return np.maximum(one, other)
 
 
 def _needs(panel: Panel, stamps: pd.Index) -> NDArray[np.int64] | None:
