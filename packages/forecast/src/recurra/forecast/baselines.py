@@ -5,6 +5,7 @@ is forecast as its last value and named in `failures`. A rule learns nothing, so
 fitted first, on the rows that a model is trained on.
 """
 
+import math
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -14,12 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recurra.core.errors import UserError, one_line
-from recurra.forecast.window_sums import columns
+from recurra.forecast.window_sums import columns, mean_of
 
 Array = NDArray[np.float64]
 Past = Array | Sequence[Array]
 _Self = TypeVar("_Self", bound="Baseline")
 _Ridge = TypeVar("_Ridge", bound="Ridge")
+_RidgeLevel = TypeVar("_RidgeLevel", bound="RidgeLevel")
 _Local = TypeVar("_Local", bound="Local")
 
 
@@ -182,6 +184,48 @@ class Ridge(Baseline):
         return np.asarray(forecast[:, :horizon, 0].numpy())
 
 
+class RidgeLevel(Baseline):
+    """As `Ridge`, but of the values as they are, and a constant: it pulls levels back to those of training.
+
+    Values are brought to mean 0 and variance 1 of all fitted series together.
+    """
+
+    def __init__(self, *, season: int = 1, window: int = 1, horizon: int = 1) -> None:
+        super().__init__(season=season, window=window, horizon=horizon)
+        self.model: Any = None
+        self.mean, self.deviation = 0.0, 1.0
+
+    def fit(self: _RidgeLevel, values: Sequence[Array]) -> _RidgeLevel:
+        """The same, fitted to every window; without any it forecasts the last value, and says so in `failures`."""
+        from recurra.forecast.models.linear import LinearMap
+
+        series = columns(values)
+        self.mean = mean_of(series)
+        self.deviation = math.sqrt(mean_of([(one - self.mean) ** 2 for one in series])) or 1.0
+        self.model = LinearMap(window=self.window, horizon=self.horizon, center=False, constant=True).double()
+        self.failures.clear()
+        try:
+            self.model.fit([(one - self.mean) / self.deviation for one in series])
+        except UserError as error:
+            self.model, self.failures[0] = None, one_line(error)
+        return self
+
+    def forecast(self, past: Past, horizon: int, *, series: Sequence[int] | None = None) -> Array:
+        """The next values; see `Ridge.forecast`."""
+        import torch
+
+        if horizon > self.horizon:
+            raise ValueError(f"ridge_level was fitted for {self.horizon} steps; got horizon {horizon}")
+        rows = filled(aligned(past))[:, -self.window :]
+        if self.model is None:
+            return LastValue().forecast(rows, horizon)
+        rows = np.pad(rows, ((0, 0), (self.window - rows.shape[1], 0)), mode="edge")
+        with torch.no_grad():
+            scaled = torch.from_numpy((rows - self.mean) / self.deviation)[..., None]
+            made: Array = self.model(scaled)[:, :horizon, 0].numpy() * self.deviation + self.mean
+        return made
+
+
 def _deviation(series: Array) -> float:
     there = series[np.isfinite(series)]
     return float(there.std()) if len(there) else 0.0
@@ -317,6 +361,7 @@ BASELINES: dict[str, type[Baseline]] = {
     "seasonal_naive": SeasonalNaive,
     "seasonal_mean": SeasonalMean,
     "ridge": Ridge,
+    "ridge_level": RidgeLevel,
     "autoreg": StatsmodelsAR,
     "ets": StatsmodelsETS,
 }

@@ -55,7 +55,7 @@ FutureFrame = Annotated[
 ]
 Out_ = Annotated[str | Path | None, Option("Folder that receives the results.", ("-o", "--out"), Path)]
 Baselines = Annotated[Sequence[str], Option("Comma-separated, or none.", ("--baselines", "--baseline"), listed=True)]
-_BASELINES = ("last_value", "drift", "seasonal_naive", "ridge")
+_BASELINES = ("last_value", "drift", "seasonal_naive", "ridge", "ridge_level")
 
 
 @verb
