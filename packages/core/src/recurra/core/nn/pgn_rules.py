@@ -54,18 +54,18 @@ def _toeplitz(weight: Float[Tensor, "channel hidden feature reach"], rows: int) 
     channels, _, features, reach = weight.shape
     # Each row of the matrix is this line, shifted by one.
     line = F.pad(weight, (rows - 1 - reach, rows))
-    matrix: Tensor = line.unfold(-1, rows, 1).flip(3).transpose(2, 3).reshape(channels, -1, features * rows)
+    matrix: Tensor = line.unfold(-1, rows, 1).transpose(2, 3).flip(2).reshape(channels, -1, features * rows)
     return matrix
 
 
 def _of_toeplitz(grad: Float[Tensor, "channel to of"], shape: torch.Size, rows: int) -> Tensor:
     """The gradient of the weights, given the matrix's."""
     channels, hidden, features, reach = shape
-    pairs = grad.view(channels, hidden, rows, features, rows).transpose(2, 3).flip(3)
-    # In lines of twice the length less one, each stands one further to the right than the one before.
-    skewed = F.pad(pairs, (0, rows)).flatten(3)[..., :-rows].unflatten(3, (rows, -1))  # type: ignore[no-untyped-call]
-    of_weight: Tensor = skewed.sum(3)[..., rows - 1 - reach : rows - 1]
-    return of_weight
+    lines = F.pad(grad.view(channels, hidden, rows, features, rows), (rows, 0))
+    # Of each row one further to the right than of the one before, so that equal distances are below each other.
+    *whole, row, line, _ = lines.stride()
+    below = lines.as_strided((channels, hidden, rows, features, reach), (*whole, row + 1, line, 1), rows - reach)
+    return below.sum(2)
 
 
 def convolved(
@@ -217,8 +217,8 @@ def _lines(x: Tensor, hidden: int) -> Tensor:
     """Lines [x, H, 1], H yet to be written: the gate is one map of them, with its bias."""
     channels, features, rows, places = x.shape
     seen = x.new_empty(channels, features + hidden + 1, rows * places)
-    seen[:, :features] = x.flatten(2)
-    seen[:, -1] = 1
+    seen[:, :features].copy_(x.flatten(2))
+    seen[:, -1].fill_(1)
     return seen
 
 

@@ -187,7 +187,7 @@ def read(h1: Tensor, h2: Tensor, c1: Tensor, c2: Tensor) -> Tensor:
         c2: likewise.
     """
     states = (*h1.shape[:-1], c1.shape[-2], -1)
-    y: Tensor = (c1 * h1.reshape(states) + c2 * h2.reshape(states)).sum(-2)
+    y: Tensor = torch.addcmul(c1 * h1.reshape(states), c2, h2.reshape(states)).sum(-2)
     return y
 
 

@@ -104,21 +104,24 @@ class _Held(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, step: Tensor, own: Tensor, ratio: Tensor, b: Tensor, x: Tensor) -> tuple[Tensor, ...]:
         moved = (step * own).expm1_()
-        ctx.save_for_backward(step, own, ratio, b, x, moved)
-        return moved + 1, moved * ratio, (b * x).mul_(moved).div_(own)
+        kept, held = moved + 1, (b * x).div_(own)
+        driven = held * moved
+        ctx.save_for_backward(step, own, ratio, b, x, moved, kept, held, driven)
+        return kept, moved * ratio, driven
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_own: Tensor, d_other: Tensor, d_driven: Tensor) -> tuple[Tensor, ...]:
-        step, own, ratio, b, x, moved = ctx.saved_tensors
-        through = d_driven / own
-        product = through * moved  # the gradient of b x
-        d_x, d_b = (product * b).sum(-2, keepdim=True), (product * x).sum(-1, keepdim=True)
-        d_a = -_over_cells(product.mul_(b).mul_(x)) / own
+        step, own, ratio, b, x, moved, kept, held, driven = ctx.saved_tensors
+        product = torch.mul(d_driven, driven)
+        d_a = -_over_cells(product) / own
         d_ratio = _over_cells(torch.mul(d_other, moved, out=product))
-        through.mul_(b).mul_(x).add_(d_own).addcmul_(d_other, ratio)
-        through.addcmul_(through, moved)  # the gradient of D A
-        d_step = torch.mul(through, own, out=product).sum(-2, keepdim=True)
+        torch.mul(d_driven, moved, out=product).div_(own)  # the gradient of b x
+        d_b = product @ x.transpose(-2, -1)
+        d_x = product.mul_(b).sum(-2, keepdim=True)
+        through = torch.addcmul(d_own, d_driven, held, out=product).addcmul_(d_other, ratio)
+        through.mul_(kept)  # the gradient of D A
+        d_step = (through * own).sum(-2, keepdim=True)
         return d_step, d_a + _over_cells(through.mul_(step)), d_ratio, d_b, d_x
 
 

@@ -205,15 +205,15 @@ class TPGN(Forecaster):
 
 
 def _short(grid: Tensor, row: Tensor, row_bias: Tensor, column: Tensor, column_bias: Tensor) -> tuple[Tensor, ...]:
-    """sh (channel, batch, hidden); the grid with a row and member of the batch a line; what the rows became."""
+    """sh (channel, batch, hidden); the grid, a row and member of the batch a line; what the rows became; C."""
     channels, _, rows, batch, _ = grid.shape
     lines = grid.permute(0, 3, 2, 1, 4).reshape(channels, batch * rows, -1)
     of_rows = torch.baddbmm(
         row_bias.view(channels, 1, -1), lines, row.view(channels, -1, lines.shape[2]).transpose(1, 2)
     )
     of_rows = of_rows.view(channels, batch, -1)  # (channel, batch, row and hidden)
-    sh = torch.baddbmm(column_bias.view(channels, 1, -1), of_rows, _by_row(column, channels))
-    return sh, lines, of_rows
+    by_row = _by_row(column, channels)
+    return torch.baddbmm(column_bias.view(channels, 1, -1), of_rows, by_row), lines, of_rows, by_row
 
 
 def _by_row(column: Tensor, channels: int) -> Float[Tensor, "channel row_and_input output"]:
@@ -288,18 +288,19 @@ def _of_readout(grad: Tensor, batch: int, weights: Sequence[Tensor], kept: Seque
         sh, *of_grid = of_short
         of_head = torch.cat([torch.bmm(of_bias, sh), of_head], 2)
         of_sh = torch.bmm(of_bias.transpose(1, 2), head.view(channels, -1, head.shape[1])[..., : sh.shape[2]])
-        gradients = _of_short(of_sh, *short, *of_grid)
+        gradients = _of_short(of_sh, short, *of_grid)
     of_readout = of_head.view(head.shape), total.flatten(), of_long.view(collapse.shape), of_shift.flatten()
     return of_h, *of_readout, *gradients
 
 
 def _of_short(
-    grad: Tensor, row: Tensor, row_bias: Tensor, column: Tensor, column_bias: Tensor, lines: Tensor, of_rows: Tensor
+    grad: Tensor, weights: Sequence[Tensor], lines: Tensor, of_rows: Tensor, by_row: Tensor
 ) -> tuple[Tensor, ...]:
     """Gradients of the weights of `_short`."""
+    row, _, column, _ = weights
     channels, _, hidden = grad.shape
     of_column = torch.bmm(of_rows.transpose(1, 2), grad).view(channels, -1, hidden, hidden).permute(0, 3, 2, 1)
-    of_lines = torch.bmm(grad, _by_row(column, channels).transpose(1, 2)).view(channels, -1, hidden)
+    of_lines = torch.bmm(grad, by_row.transpose(1, 2)).view(channels, -1, hidden)
     of_row = torch.bmm(of_lines.transpose(1, 2), lines)
     return (
         *(of_row.view(row.shape), of_lines.sum(1).flatten()),
