@@ -11,13 +11,14 @@ import pytest
 import torch
 
 from recurra.core.errors import Interrupted, UserError
-from recurra.forecast import backtesting, verbs
-from recurra.forecast.backtesting import Backtesting, before, run_backtest
+from recurra.forecast import rolling, verbs
+from recurra.forecast.backtesting import Backtesting, run_backtest
 from recurra.forecast.data.context import Context
 from recurra.forecast.data.tables import open_panel
 from recurra.forecast.forecasting import Forecasting, forecast_table
 from recurra.forecast.inference import load_checkpoint
 from recurra.forecast.methods import Method
+from recurra.forecast.rolling import before
 
 Maker = Callable[..., Any]
 Command = Callable[..., Any]
@@ -110,8 +111,8 @@ def test_rolling_intervals_learn_from_what_came(long_frame: Maker, learned: Make
     frame.loc[late, "y"] += np.random.default_rng(1).normal(0, 10, int(late.sum()))  # the errors grow
     model = learned(frame)
     widths = []
-    for rolling in (True, False):
-        rows = rows_of(model, frame, tmp_path / str(rolling), rolling=rolling)
+    for learns in (True, False):
+        rows = rows_of(model, frame, tmp_path / str(learns), rolling=learns)
         rows = rows[rows["unique_id"] == "a"]
         widths.append((rows["ARNet-hi-80"] - rows["ARNet-lo-80"]).to_numpy().reshape(-1, 4))
     assert np.allclose(widths[0][0], widths[1][0])  # nothing has come yet
@@ -146,14 +147,14 @@ def test_refits_are_trainings_on_the_rows_before_each(
     path = recipe(kind, data={"csv": str(table)}, train={"epochs": 1})
     verbs.train(path, out=tmp_path / "run", quiet=True)
     seen: list[tuple[str, Any]] = []
-    real = backtesting.refitted
+    real = rolling.refitted
 
     def spy(how: Any, name: str, model: Any, history: Any) -> Any:
         fresh = real(how, name, model, history)
         seen.append((str(history.series[0].stamps[-1].date()), fresh))
         return fresh
 
-    monkeypatch.setattr(backtesting, "refitted", spy)
+    monkeypatch.setattr(rolling, "refitted", spy)
     verbs.backtest(tmp_path / "run", table, tmp_path / "out", stride=3, refit=3, baselines=(), quiet=True)
     rows = pd.read_csv(tmp_path / "out" / "backtest.csv", parse_dates=["ds", "cutoff"])
     # Origins 96, 99, ..., 114; trained again before 105 and 114.
@@ -178,7 +179,7 @@ def test_refits_of_a_wide_table_with_chosen_columns(long_frame: Maker, recipe: M
     data = {"csv": str(tmp_path / "wide.csv"), "targets": ["c", "a"], "freq": "D"}
     verbs.train(recipe("chimera", data=data, train={"epochs": 1}), out=tmp_path / "run", quiet=True)
     made = verbs.backtest(tmp_path / "run", tmp_path / "wide.csv", tmp_path / "out", stride=8, refit=1, quiet=True)
-    assert set(made.scores) == {"Chimera", "last_value", "drift", "seasonal_naive", "ridge"}
+    assert set(made.scores) == {"Chimera", "last_value", "drift", "seasonal_naive", "ridge", "ridge_level"}
     rows = pd.read_csv(tmp_path / "out" / "backtest.csv")
     assert set(rows["unique_id"]) == {"a", "c"}
     assert np.isfinite(rows["Chimera"]).all()
