@@ -58,6 +58,18 @@ KINDS: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.fixture
+def csv(tmp_path: Path) -> Callable[..., Path]:
+    """Writes a text, or bytes, as a file."""
+
+    def write(text: str | bytes, name: str = "a.csv") -> Path:
+        path = tmp_path / name
+        path.write_bytes(text if isinstance(text, bytes) else text.encode())
+        return path
+
+    return write
+
+
 @pytest.fixture(scope="session")
 def command() -> Command:
     """`recurra-forecast` with these arguments, in this process."""

@@ -12,6 +12,7 @@ from recurra.core.errors import UserError
 from recurra.forecast.data.covariates import Encoder, category
 from recurra.forecast.data.panel import Panel
 from recurra.forecast.data.sample import SAMPLES, autoregression, sample_panel, shops, write_samples
+from recurra.forecast.data.sources import Sample
 from recurra.forecast.data.tables import open_panel
 
 OPTIONS: dict[str, Any] = {"past": ["visitors"], "future": ["price", "offer"], "static": ["region"]}
@@ -295,3 +296,9 @@ def test_an_autoregression_has_its_coefficients() -> None:
 def test_unknown_sample() -> None:
     with pytest.raises(UserError, match=r"no sample is called 'sunspot' \(did you mean sunspots\?\)"):
         sample_panel("sunspot")
+
+
+def test_options_count_for_the_generated_series_too() -> None:
+    assert Sample(series="autoregression", length=50, targets=("y",)).open().variables == ("y",)
+    with pytest.raises(UserError, match="z"):
+        Sample(series="autoregression", length=50, targets=("z",)).open()

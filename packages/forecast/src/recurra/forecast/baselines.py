@@ -287,11 +287,13 @@ class Local(Baseline):
             return None
         return result
 
+    @abstractmethod
     def _fit(self, history: Array) -> Any:
-        raise NotImplementedError
+        """What the model learns of a history without gaps."""
 
+    @abstractmethod
     def _run(self, state: Any, history: Array, horizon: int) -> Array:
-        raise NotImplementedError
+        """The next values (horizon,) of a history, by what was learnt."""
 
 
 def _observed(row: Array) -> Array:

@@ -5,6 +5,7 @@ are what it downloads or finds in its cache.
 """
 
 import importlib
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
@@ -41,9 +42,9 @@ class ZeroShot(Baseline):
         except Exception as error:  # of whatever the package meets on its way to the weights
             raise UserError(f"baseline {self.package}: {self.install} cannot load: {one_line(error)}") from error
 
+    @abstractmethod
     def _load(self, module: Any) -> Callable[[Array, int], Array]:
         """What forecasts rows (row, time) without gaps."""
-        raise NotImplementedError
 
     def forecast(self, past: Past, horizon: int, *, series: Sequence[int] | None = None) -> Array:
         """The next values; see `Baseline.forecast`."""

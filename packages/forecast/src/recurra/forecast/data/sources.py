@@ -1,5 +1,6 @@
 """Data that a recipe can name: a table of the user's, or an embedded one."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +16,7 @@ ScalerKind = Literal["standard", "minmax", "maximum", "none", "window"]
 SampleName = Literal["sunspots", "co2", "elnino", "climate", "shops", "outbreaks", "prices", "autoregression"]
 
 
-class Source:
+class Source(ABC):
     """Series and how they are cut into training, validation and test.
 
     Args:
@@ -47,9 +48,9 @@ class Source:
         self.scaler, self.stride, self.calibration, self.skip_short = scaler, stride, calibration, skip_short
         self.options: dict[str, Any] = {}
 
+    @abstractmethod
     def open(self) -> Panel:
         """The series."""
-        raise NotImplementedError
 
 
 class Table(Source):
@@ -206,7 +207,7 @@ class Sample(Source):
             return open_panel(self.frame, **self.options)
         if self.series != "autoregression":
             return sample_panel(self.series, **self.options)
-        panel = open_panel(autoregression(**self.generated))  # type: ignore[arg-type]
+        panel = open_panel(autoregression(**self.generated), **self.options)  # type: ignore[arg-type]
         panel.source = "sample autoregression"
         return panel
 
