@@ -120,6 +120,22 @@ def test_rolling_intervals_learn_from_what_came(long_frame: Maker, learned: Make
     assert (widths[0][-1] > widths[0][0]).all()
 
 
+@pytest.mark.parametrize("kind", ["arnet", "arnet-by-window", "chimera", "arnet-quantiles"])
+def test_intervals_that_do_not_roll_are_those_that_forecast_gives(
+    kind: str, long_frame: Maker, learned: Maker, tmp_path: Path
+) -> None:
+    frame = long_frame(ROWS)
+    model = learned(frame, kind)
+    rows = rows_of(model, frame, tmp_path, rolling=False, cutoffs=("2024-04-20",))
+    name = type(model).__name__
+    made = forecast_table(Forecasting(model, levels=(80.0,)), frame[frame["ds"] <= "2024-04-20"]).frame
+    joined = rows.merge(made, on=["unique_id", "ds"], suffixes=("", " single"))
+    assert len(joined) == 12
+    for column in (f"{name}-lo-80", f"{name}-hi-80"):
+        assert np.isfinite(joined[column]).all()
+        np.testing.assert_allclose(joined[column], joined[f"{column} single"], rtol=1e-5, atol=1e-5)
+
+
 def test_rows_before_an_origin(long_frame: Maker) -> None:
     frame = long_frame(30, covariates=True)
     frame = frame[(frame["unique_id"] != "c") | (frame["ds"] >= "2024-01-21")]  # begins at row 20

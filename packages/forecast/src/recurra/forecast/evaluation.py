@@ -166,6 +166,9 @@ def score_table(how: Evaluation, models: dict[str, Forecaster], data: Any) -> Sc
         check_disjoint(*(_targets(prepared, one) for one in (val, windows)))
     for method in methods:
         method.calibrate(views, val)
+    if how.protocol is None and how.split != "val":  # the rows of other protocols may be those of the residuals
+        for method, model in zip(networks, models.values(), strict=True):
+            method.channels = prepared.channels(model)
     table = _Scoring(how, views, windows, methods, season)
     table.run(str(panel.source))
     return table.result(networks, prepared)

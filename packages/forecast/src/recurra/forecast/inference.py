@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -208,6 +209,10 @@ class Intervals:
     levels: tuple[float, ...]
     steps: int
 
+    @cached_property
+    def _widths(self) -> Widths:
+        return Widths(self.model.residuals.cpu().numpy())
+
     def ends(self, made: Forecasts, channel: NDArray[np.int64]) -> tuple[Array, Array]:
         """Lower and upper ends (batch, step, variate, level); infinite where too few residuals are known.
 
@@ -218,7 +223,7 @@ class Intervals:
         batch, steps, variates = made.point.shape
         half = np.full((batch, steps, variates, len(self.levels)), np.inf)
         if len(self.model.residuals) and self.levels:
-            known = Widths(self.model.residuals.cpu().numpy()).of(self.levels, channel)[:, :steps]
+            known = self._widths.of(self.levels, channel)[:, :steps]
             scale = made.scale[:, None, :, None]
             half[:, : known.shape[1]] = np.where(scale > 0, known * scale, np.where(np.isinf(known), np.inf, 0))
         lower, upper = made.point[..., None] - half, made.point[..., None] + half
@@ -238,7 +243,7 @@ class Intervals:
             known = quantile_levels(self.model.quantiles) if self.model.quantiles else {}
             lacking = [level for level in self.levels if level not in known]
             return "the checkpoint keeps no residuals: intervals are infinite" if lacking else ""
-        reason = Widths(self.model.residuals.cpu().numpy()).all.reason(self.levels)
+        reason = self._widths.all.reason(self.levels)
         if self.steps > steps:
             reason = "; ".join(
                 filter(None, [reason, f"residuals are known for {steps} steps: later intervals are infinite"])

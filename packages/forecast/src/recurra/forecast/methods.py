@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +14,7 @@ from recurra.forecast.baselines import BASELINES, Baseline
 from recurra.forecast.data.prepared import Prepared
 from recurra.forecast.data.scaler import Scaler
 from recurra.forecast.data.windows import Windows
-from recurra.forecast.inference import Widths, by_channel, forecast_batch
+from recurra.forecast.inference import Forecasts, Intervals, Widths, by_channel, forecast_batch
 from recurra.forecast.intervals import quantile_levels
 from recurra.forecast.models.forecaster import Forecaster
 from recurra.forecast.zero_shot import ZERO_SHOT
@@ -135,7 +136,9 @@ class Method:
         fitted: the baseline, if it is one.
         widths: of intervals, from its residuals on validation rows; None before `calibrate`.
         heads: levels that a network's own quantiles are the ends of, and their places among these.
-        quantiles: (batch, step, variate, quantile) of the last batch.
+        made: what a network gave for the last batch.
+        own: the intervals that a network's checkpoint gives, of some levels; None if it keeps no residuals.
+        channels: of the checkpoint's residuals, by id; None where residuals of the scored table are to count.
     """
 
     name: str
@@ -144,7 +147,9 @@ class Method:
     fitted: Baseline | None = field(default=None, repr=False)
     widths: Widths | None = field(default=None, repr=False)
     heads: dict[float, tuple[int, int]] = field(default_factory=dict)
-    quantiles: Array | None = field(default=None, repr=False)
+    made: Forecasts | None = field(default=None, repr=False)
+    own: Callable[[tuple[float, ...]], Intervals] | None = field(default=None, repr=False)
+    channels: NDArray[np.int64] | None = field(default=None, repr=False)
 
     def __call__(self, batch: Batch) -> Array:
         """The forecasts."""
@@ -176,14 +181,17 @@ class Method:
         self, batch: Batch, point: Array, levels: Sequence[float], *, residuals: bool = False
     ) -> tuple[Array, Array]:
         """Lower and upper ends (batch, step, variate, level), as `forecast` gives them; or of `residuals` alone."""
+        if self.own is not None and self.channels is not None and self.made is not None and not residuals:
+            return self.own(tuple(levels)).ends(self.made, self.channels.reshape(-1)[batch.ids])
         assert self.widths is not None
         half = self.widths.of(levels, batch.ids) * batch.scale[:, None, :, None]
         lower, upper = point[..., None] - half, point[..., None] + half
-        if self.quantiles is not None and not residuals:
+        quantiles = None if self.made is None or residuals else self.made.quantiles
+        if quantiles is not None:
             for at, level in enumerate(levels):
                 if level in self.heads:
                     below, above = self.heads[level]
-                    lower[..., at], upper[..., at] = self.quantiles[..., below], self.quantiles[..., above]
+                    lower[..., at], upper[..., at] = quantiles[..., below], quantiles[..., above]
         return lower, upper
 
     def use(self, model: Forecaster, tensors: Callable[[Batch], Mapping[str, Tensor]], *, by_window: bool) -> "Method":
@@ -196,11 +204,11 @@ class Method:
         """
 
         def solve(batch: Batch) -> Array:
-            made = forecast_batch(model, tensors(batch), batch.target.shape[1], by_window=by_window)
-            self.quantiles = made.quantiles
-            return made.point
+            self.made = forecast_batch(model, tensors(batch), batch.target.shape[1], by_window=by_window)
+            return self.made.point
 
         self.solve, self.heads = solve, quantile_levels(model.quantiles)
+        self.own = cache(lambda levels: Intervals(model, levels, model.horizon)) if len(model.residuals) else None
         return self
 
 

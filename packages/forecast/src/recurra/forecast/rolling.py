@@ -160,6 +160,8 @@ class Rolling:
         residuals = {method.name: method.calibrate(self.views, val) for method in methods}
         self.rolling: dict[str, RollingConformal] = {}
         series = self.views.ids.size
+        for method, one in zip(self.networks, self.models.values(), strict=True):
+            method.channels = self.prepared.channels(one)
         if not self.how.rolling or not self.levels:
             return
         if series * self.windows.horizon * 200 > _ROLLING:
@@ -209,19 +211,23 @@ class Rolling:
             history = before(self.prepared.panel, origin)
             fresh = refitted(self.how, name, model, history)
             self.models[name] = fresh
-            windows = self._windows_of(fresh, history)
+            learned = self._learned(fresh, history)
+            windows = learned.at(
+                {
+                    number: self.windows.origin[self.windows.block == number]
+                    for number in np.unique(self.windows.block).tolist()
+                },
+                fresh,
+            )
             method.use(fresh, partial(_tensors, windows), by_window=windows.by_window)
+            method.channels = learned.channels(fresh)
 
-    def _windows_of(self, model: Forecaster, history: Panel) -> Windows:
-        """The windows on the scale that a model learned of these rows, and its covariates as it learned them."""
+    def _learned(self, model: Forecaster, history: Panel) -> Prepared:
+        """The table on the scale that a model learned of these rows, and its covariates as it learned them."""
         panel, context = self.prepared.panel, Context.of(model)
         rows = {series.id: 0 for series in panel.series} | {series.id: len(series) for series in history.series}
         blocks = blocks_of(panel, model, context.scaling(panel, rows), context.opened_encoder())
-        origins = {
-            number: self.windows.origin[self.windows.block == number]
-            for number in np.unique(self.windows.block).tolist()
-        }
-        return Prepared(panel, context, blocks, {}, None).at(origins, model)
+        return Prepared(panel, context, blocks, {}, None)
 
     def _header(self) -> list[str]:
         id_name, time_name = self.prepared.panel.names
