@@ -26,8 +26,17 @@ ORIGINS = 40
 PAST, AHEAD, CAME = "#b9b4aa", "#ffb454", "#5ec8e5"
 """Ink of what was known, of the forecast, and of what came."""
 
-METHODS = ("#ffb454", "#5ec8e5", "#9fdc7c", "#e78ac3", "#b9b4aa", "#fff07c")
-STYLES: tuple[Any, ...] = ("-", (0, (4, 1.5)), (0, (1, 1)), (0, (6, 1.5, 1, 1.5)), (0, (8, 3)), (0, (3, 1, 1, 1, 1, 1)))
+METHODS = ("#ffb454", "#5ec8e5", "#9fdc7c", "#e78ac3", "#b9b4aa", "#fff07c", "#b59cff", "#ff8f7a")
+STYLES: tuple[Any, ...] = (
+    "-",
+    (0, (4, 1.5)),
+    (0, (1, 1)),
+    (0, (6, 1.5, 1, 1.5)),
+    (0, (8, 3)),
+    (0, (3, 1, 1, 1, 1, 1)),
+    (0, (2, 2)),
+    (0, (10, 2, 2, 2)),
+)
 """Of the methods in their order; told apart by their dashes too, where a printer has one ink."""
 
 
@@ -105,7 +114,9 @@ def _draw_fan(axes: "Axes", fan: Fan, method: str) -> None:
             axes.vlines(ahead, low, high, lw=9, **style)
     notes = [f"{level:g} % has no bounds: too few residuals" for level in fan.intervals if level not in finite]
     for index, (name, values) in enumerate(fan.others.items(), start=2):
-        axes.plot(ahead, values, color=METHODS[index % 6], ls=STYLES[index % 6], lw=1.0, label=name)
+        axes.plot(
+            ahead, values, color=METHODS[index % len(METHODS)], ls=STYLES[index % len(STYLES)], lw=1.0, label=name
+        )
     if fan.came is not None:
         axes.plot(ahead, fan.came, color=CAME, lw=1.2, ls=STYLES[1], zorder=3, label="what came")
     axes.plot(
@@ -164,7 +175,7 @@ def backtest_png(
     when, _ = time_axis(origins)
     for index, (method, values) in enumerate(scores.items()):
         mean = float(np.nanmean(values)) if np.isfinite(values).any() else np.nan
-        color, style = METHODS[index % 6], STYLES[index % 6]
+        color, style = METHODS[index % len(METHODS)], STYLES[index % len(STYLES)]
         below.plot(when, values, color=color, ls=style, lw=1.1, label=f"{metric} of {method}: mean {mean:.4g}")
     below.set_ylabel(f"{metric} by origin", color=INK, fontsize=8)
     below.set_ylim(bottom=0)

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 
 import numpy as np
@@ -181,8 +181,9 @@ class Method:
         self, batch: Batch, point: Array, levels: Sequence[float], *, residuals: bool = False
     ) -> tuple[Array, Array]:
         """Lower and upper ends (batch, step, variate, level), as `forecast` gives them; or of `residuals` alone."""
-        if self.own is not None and self.channels is not None and self.made is not None and not residuals:
-            return self.own(tuple(levels)).ends(self.made, self.channels.reshape(-1)[batch.ids])
+        if self.own is not None and self.channels is not None and self.made is not None:
+            made = replace(self.made, quantiles=None) if residuals else self.made
+            return self.own(tuple(levels)).ends(made, self.channels.reshape(-1)[batch.ids])
         assert self.widths is not None
         half = self.widths.of(levels, batch.ids) * batch.scale[:, None, :, None]
         lower, upper = point[..., None] - half, point[..., None] + half
