@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from recurra.core.errors import UserError
-from recurra.forecast import backtest, evaluate, fit, forecast
+from recurra.forecast import backtest, evaluate, fit, forecast, train
 from recurra.forecast.evaluation import _compared
 
 SMALL = ("model.window=12", "model.horizon=3", "data.split=fractions", "train.epochs=1")
@@ -170,3 +170,25 @@ def test_the_first_steps_do_not_hang_on_how_many_are_asked_for() -> None:
     model = fit(frame, "arnet", ["model.window=6", "model.horizon=4", "data.future=[price]", "train.epochs=1"])
     few, more = (model.forecast(frame, steps, future_frame=ahead)["ARNet"].to_numpy() for steps in (5, 8))
     np.testing.assert_allclose(few, more[:5], rtol=1e-6)
+
+
+def test_a_forecast_of_another_future_is_not_kept(tmp_path: Path) -> None:
+    stamps = pd.date_range("2024-01-01", periods=64, freq="D")
+    frame = pd.DataFrame({"unique_id": "a", "ds": stamps[:60], "y": np.sin(np.arange(60.0)), "price": np.arange(60.0)})
+    frame.to_csv(tmp_path / "sales.csv", index=False)
+    own = {"data.future": "[price]", "data.targets": "[y]", "model.window": 6, "model.horizon": 4, "train.epochs": 1}
+    changes = [f"data.csv={tmp_path / 'sales.csv'}", *(f"{name}={value}" for name, value in own.items())]
+    train("arnet", changes, out=tmp_path / "run", quiet=True)
+    ahead = pd.DataFrame({"unique_id": "a", "ds": stamps[60:], "price": 1.0})
+
+    def made(resume: bool) -> pd.DataFrame:
+        given = {"future_frame": tmp_path / "ahead.csv", "resume": resume, "preview": False, "quiet": True}
+        forecast(tmp_path / "run", tmp_path / "sales.csv", tmp_path / "out", **given)
+        return pd.read_csv(tmp_path / "out" / "sales.csv")
+
+    ahead.to_csv(tmp_path / "ahead.csv", index=False)
+    first = made(resume=False)
+    pd.testing.assert_frame_equal(made(resume=True), first)
+    ahead.assign(price=500.0).to_csv(tmp_path / "ahead.csv", index=False)
+    with pytest.raises(UserError, match="made by another checkpoint or with other options"):
+        made(resume=True)

@@ -14,7 +14,7 @@ import pandas as pd
 from recurra.core.device import choose_device
 from recurra.core.errors import FileError, UserError
 from recurra.core.files import check_folder, extra, find_inputs, guard_inputs, open_output, result_names, writing
-from recurra.core.inference import Origin, Result, Results, Runs, each_file, kept, share
+from recurra.core.inference import Origin, Result, Results, Runs, each_file, file_digest, kept, share
 from recurra.core.processes import Work
 from recurra.core.verbs import Inputs
 from recurra.forecast.data.context import Context
@@ -258,7 +258,8 @@ def forecast_files(how: Forecasting, inputs: Inputs, out: Path, *, format: str, 
     guard_inputs([*outputs, *pictures.values()], [*files, *_beside(how.future_frame)])
     for output in [] if runs.resume else outputs:
         open_output(output, runs.overwrite)
-    options = {**how.digest(), "format": format}
+    known = [file_digest(path) for path in _beside(how.future_frame)]
+    options = {**how.digest(), "format": format, "future_frame": known or None}
 
     def earlier(path: Path) -> Result | None:
         made = {one: made_from(results[path][1]) for one in results[path] if one.exists()}
